@@ -1,0 +1,1 @@
+//! Device side: TPM, measurement logs and evidence

@@ -1,0 +1,1 @@
+//! Server side: Keylime REST, restoring evidence, scheduling

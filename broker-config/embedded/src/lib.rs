@@ -1,0 +1,1 @@
+//! rumqttd in a process: for demo and tests only

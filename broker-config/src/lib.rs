@@ -1,0 +1,1 @@
+//! How a client connects to a broker, and the driver around rumqttc

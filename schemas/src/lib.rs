@@ -1,0 +1,1 @@
+//! The contract between agent and bridge: messages, topics, codec and the exchange

@@ -1,0 +1,1 @@
+//! End to end: a harness of real parts and scenarios named as claims
