@@ -1,0 +1,347 @@
+//! One connection, from the attempt to its end.
+//!
+//! ```text
+//! connecting -- CONNACK --> serving -- stop, all acknowledged --> parting --> Stopped
+//!      \--------- error --------\------ error, watchdog -----------------> Lost
+//! ```
+//!
+//! Invariants:
+//! - The future of `EventLoop::poll` is never dropped halfway unless the connection is given up with it:
+//!   rumqttc may have filed a message as sent and not yet written it.
+//! - rumqttc holds a bounded number of letters. However the connection ends, those it has not seen acknowledged
+//!   go back to the front of the outbox, in order, and messages it had read already are still delivered.
+
+use std::time::Duration;
+
+use rumqttc::{
+    AsyncClient, ClientError, Event, EventLoop, NetworkOptions, Outgoing, Packet, Publish, Request,
+};
+use tokio::time::{Instant, sleep_until, timeout};
+use tracing::{debug, info, warn};
+
+use crate::{
+    driver::{Stop, Wish},
+    link::{Counters, Letter, LinkEvent, Qos},
+    loss::{Loss, Phase},
+    queue::{Queue, Refused},
+    settings::BrokerSettings,
+    subscriptions::Subscriptions,
+};
+
+/// Letters inside rumqttc's channel: enough to keep it busy, few to carry back.
+const CHANNEL: usize = 8;
+/// One place in the channel stays free for DISCONNECT.
+const MOST_HANDED: usize = CHANNEL - 1;
+/// A reader that falls behind holds up the broker (TCP pushes back) for this long; then messages are dropped,
+/// because a connection that is not polled does not ping either.
+const READER_PATIENCE: Duration = Duration::from_secs(2);
+/// After DISCONNECT the broker closes the connection; closing first could reset it before DISCONNECT was read.
+const PARTING: Duration = Duration::from_secs(2);
+
+pub(crate) enum Ended {
+    Stopped,
+    Lost {
+        loss: Loss,
+        /// Since CONNACK, if it came.
+        lived: Option<Duration>,
+    },
+}
+
+/// Times and sizes, from the settings.
+#[derive(Debug, Clone)]
+pub(crate) struct Limits {
+    connect: Duration,
+    /// Two keep-alive intervals: a live connection has an event, if only a ping, in each.
+    silence: Duration,
+    ack: Duration,
+    max_packet: usize,
+}
+
+impl From<&BrokerSettings> for Limits {
+    fn from(settings: &BrokerSettings) -> Self {
+        Self {
+            connect: Duration::from_secs(settings.connect_timeout_seconds.into()),
+            silence: Duration::from_secs(settings.keep_alive_seconds.into()) * 2,
+            ack: Duration::from_secs(settings.ack_timeout_seconds.into()),
+            max_packet: settings.max_packet_bytes,
+        }
+    }
+}
+
+pub(crate) struct Connection<'a> {
+    limits: &'a Limits,
+    wanted: &'a [(String, Qos)],
+    outbox: &'a Queue<Letter>,
+    inbox: &'a Queue<LinkEvent>,
+    counters: &'a Counters,
+    client: AsyncClient,
+    ledger: Ledger,
+    subscriptions: Subscriptions,
+    eventloop: EventLoop,
+}
+
+/// What rumqttc holds, counted from its events.
+#[derive(Debug, Default)]
+struct Ledger {
+    /// In the channel or held as a collision: not yet written.
+    handed: usize,
+    /// QoS 1, handed over and not acknowledged.
+    unacknowledged: usize,
+    /// When the acknowledgement that is due began to be due.
+    waiting_since: Option<Instant>,
+}
+
+impl Ledger {
+    fn hand_over(&mut self, qos: Qos) {
+        self.handed += 1;
+        if qos == Qos::AtLeastOnce {
+            self.unacknowledged += 1;
+            self.waiting_since.get_or_insert_with(Instant::now);
+        }
+    }
+
+    fn written(&mut self) {
+        self.handed = self.handed.saturating_sub(1);
+    }
+
+    fn acknowledged(&mut self) {
+        self.unacknowledged = self.unacknowledged.saturating_sub(1);
+        self.waiting_since = (self.unacknowledged > 0).then(Instant::now);
+    }
+
+    fn is_clear(&self) -> bool {
+        self.handed == 0 && self.unacknowledged == 0
+    }
+}
+
+impl<'a> Connection<'a> {
+    pub(crate) fn new(
+        options: &rumqttc::MqttOptions,
+        limits: &'a Limits,
+        wanted: &'a [(String, Qos)],
+        outbox: &'a Queue<Letter>,
+        inbox: &'a Queue<LinkEvent>,
+        counters: &'a Counters,
+    ) -> Self {
+        let (client, mut eventloop) = AsyncClient::new(options.clone(), CHANNEL);
+        eventloop.set_network_options(network_options(limits.connect));
+        Self {
+            limits,
+            wanted,
+            outbox,
+            inbox,
+            counters,
+            client,
+            ledger: Ledger::default(),
+            subscriptions: Subscriptions::default(),
+            eventloop,
+        }
+    }
+
+    pub(crate) async fn run(mut self, stop: &mut Stop) -> Ended {
+        let session_present = match self.connect(stop).await {
+            Ok(session_present) => session_present,
+            Err(ended) => return ended,
+        };
+        let connected_at = Instant::now();
+        info!("connected to the broker");
+        self.counters.connected();
+        self.inbox.push_always(LinkEvent::Connected { session_present });
+        let end = self.serve(stop).await;
+        self.salvage().await;
+        match end {
+            Ok(()) => Ended::Stopped,
+            Err(loss) => Ended::Lost { loss, lived: Some(connected_at.elapsed()) },
+        }
+    }
+
+    /// Name, TCP, TLS, CONNECT, CONNACK: all in the first poll, all under its time limit.
+    async fn connect(&mut self, stop: &mut Stop) -> Result<bool, Ended> {
+        let first = {
+            let poll = self.eventloop.poll();
+            tokio::pin!(poll);
+            loop {
+                tokio::select! {
+                    biased;
+                    event = &mut poll => break event,
+                    wish = stop.next_wish() => match wish {
+                        // with something queued, the connection is still worth making
+                        Wish::Asked if !self.outbox.is_empty() => {}
+                        Wish::Asked | Wish::TimeUp => return Err(Ended::Stopped),
+                    },
+                }
+            }
+        };
+        let lost = |loss| Ended::Lost { loss, lived: None };
+        match first {
+            Ok(Event::Incoming(Packet::ConnAck(answer))) => {
+                // rumqttc uses the same value for connecting and for flushing
+                self.eventloop.set_network_options(network_options(self.limits.ack));
+                let requests = self.subscriptions.requests(self.wanted);
+                // served before anything from the channel
+                self.eventloop.pending.extend(requests);
+                Ok(answer.session_present)
+            }
+            Ok(_) => Err(lost(Loss::Protocol("something other than CONNACK came first".into()))),
+            Err(error) => Err(lost(Loss::from_poll(error, Phase::Connecting))),
+        }
+    }
+
+    async fn serve(&mut self, stop: &mut Stop) -> Result<(), Loss> {
+        let mut parting = None;
+        loop {
+            match self.next_event(stop, &mut parting).await? {
+                Step::Event(event) => self.take(event).await?,
+                Step::Parted => return Ok(()),
+            }
+        }
+    }
+
+    /// Polls until one event, feeding rumqttc from the outbox meanwhile.
+    async fn next_event(&mut self, stop: &mut Stop, parting: &mut Option<Instant>) -> Result<Step, Loss> {
+        let Self { eventloop, client, ledger, outbox, counters, limits, .. } = self;
+        let silent_at = Instant::now() + limits.silence;
+        let poll = eventloop.poll();
+        tokio::pin!(poll);
+        loop {
+            if parting.is_none() {
+                hand_over(client, ledger, outbox, counters);
+                if stop.is_asked() && outbox.is_empty() && ledger.is_clear() {
+                    if client.try_disconnect().is_err() {
+                        return Ok(Step::Parted);
+                    }
+                    *parting = Some(Instant::now() + PARTING);
+                }
+            }
+            let overdue_at = ledger.waiting_since.map(|since| since + limits.ack);
+            let give_up_at = parting.unwrap_or_else(|| overdue_at.map_or(silent_at, |at| at.min(silent_at)));
+            tokio::select! {
+                biased;
+                event = &mut poll => return match event {
+                    Ok(event) => Ok(Step::Event(event)),
+                    Err(_) if parting.is_some() => Ok(Step::Parted),
+                    Err(error) => Err(Loss::from_poll(error, Phase::Connected)),
+                },
+                () = outbox.filled(), if parting.is_none() && ledger.handed < MOST_HANDED => {}
+                wish = stop.next_wish() => match wish {
+                    Wish::Asked => {}
+                    Wish::TimeUp => return Ok(Step::Parted),
+                },
+                () = sleep_until(give_up_at) => return match (&parting, overdue_at) {
+                    (Some(_), _) => Ok(Step::Parted),
+                    (None, Some(at)) if at <= silent_at => {
+                        Err(Loss::AckOverdue { seconds: limits.ack.as_secs() })
+                    }
+                    (None, _) => Err(Loss::Hung { seconds: limits.silence.as_secs() }),
+                },
+            }
+        }
+    }
+
+    async fn take(&mut self, event: Event) -> Result<(), Loss> {
+        match event {
+            Event::Incoming(Packet::Publish(publish)) => self.deliver(publish).await,
+            Event::Incoming(Packet::PubAck(_)) => self.ledger.acknowledged(),
+            Event::Incoming(Packet::SubAck(answer)) => self.subscriptions.answered(&answer),
+            // MQTT 3.1.1 §4.3.2: only PUBACK answers QoS 1. rumqttc took it for QoS 2 and let go of the message.
+            Event::Incoming(Packet::PubRec(_)) => {
+                return Err(Loss::Protocol("PUBREC for a message of QoS 1".into()));
+            }
+            Event::Outgoing(Outgoing::Publish(_)) => self.ledger.written(),
+            Event::Outgoing(Outgoing::Subscribe(packet_id)) => self.subscriptions.sent(packet_id),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    async fn deliver(&mut self, publish: Publish) {
+        self.counters.received(publish.payload.len());
+        if publish.payload.len() > self.limits.max_packet {
+            self.counters.dropped();
+            warn!(
+                topic = %publish.topic.escape_debug(),
+                bytes = publish.payload.len(),
+                "dropped a message larger than broker.max_packet_bytes: set a message size limit in the broker"
+            );
+            return;
+        }
+        let message = LinkEvent::Message {
+            topic: publish.topic,
+            payload: publish.payload.into(),
+            retain: publish.retain,
+        };
+        let Err((Refused::Full, message)) = self.inbox.try_push(message) else { return };
+        let weight = crate::queue::Weigh::weight(&message);
+        let waited = timeout(READER_PATIENCE, self.inbox.room_for(weight)).await;
+        if waited.is_err() || self.inbox.try_push(message).is_err() {
+            self.counters.dropped();
+            warn!("dropped a message: this process reads more slowly than the broker delivers");
+        }
+    }
+
+    /// Takes back what rumqttc owes. Its own `pending.clear()` on a new session would lose all of it.
+    async fn salvage(&mut self) {
+        self.eventloop.clean();
+        let read_already: Vec<Event> = self.eventloop.state.events.drain(..).collect();
+        for event in read_already {
+            if let Event::Incoming(Packet::Publish(publish)) = event {
+                self.deliver(publish).await;
+            }
+        }
+        let mut owed: Vec<Letter> = self
+            .eventloop
+            .pending
+            .drain(..)
+            .filter_map(|request| match request {
+                Request::Publish(publish) => Some(publish.into()),
+                _ => None,
+            })
+            .collect();
+        if let Some(collided) = self.eventloop.state.collision.take() {
+            // handed over after all that is in flight and before all that is in the channel
+            let in_channel = self.ledger.handed.saturating_sub(1);
+            owed.insert(owed.len().saturating_sub(in_channel), collided.into());
+        }
+        if !owed.is_empty() {
+            debug!(letters = owed.len(), "unacknowledged messages go back into the outbox");
+            self.outbox.put_back(owed);
+        }
+    }
+}
+
+enum Step {
+    Event(Event),
+    Parted,
+}
+
+fn hand_over(client: &AsyncClient, ledger: &mut Ledger, outbox: &Queue<Letter>, counters: &Counters) {
+    while ledger.handed < MOST_HANDED {
+        let Some(Letter { topic, payload, qos, retain }) = outbox.try_pop() else { return };
+        let bytes = payload.len();
+        match client.try_publish(topic, qos.into(), retain, payload) {
+            Ok(()) => {
+                ledger.hand_over(qos);
+                counters.sent(bytes);
+            }
+            Err(
+                ClientError::Request(Request::Publish(publish))
+                | ClientError::TryRequest(Request::Publish(publish)),
+            ) => {
+                outbox.put_back(vec![publish.into()]);
+                return;
+            }
+            Err(error) => {
+                debug!(%error, "rumqttc took no message");
+                return;
+            }
+        }
+    }
+}
+
+/// Without TCP_NODELAY, Nagle and delayed ACK cost 44 ms per message.
+fn network_options(limit: Duration) -> NetworkOptions {
+    let mut options = NetworkOptions::new();
+    options.set_tcp_nodelay(true);
+    options.set_connection_timeout(limit.as_secs());
+    options
+}

@@ -1,0 +1,183 @@
+//! Why a connection could not be made or was lost, in words an operator can act on.
+//!
+//! Each kind says whose fault it is and what to do. None of them changes how the next attempt is made: a
+//! refused certificate is refused again, never worked around.
+
+use std::io;
+
+use rumqttc::{ConnectReturnCode, ConnectionError, StateError, TlsError, mqttbytes};
+use rustls::{AlertDescription, CertificateError};
+
+/// Whether CONNACK had arrived.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Phase {
+    Connecting,
+    Connected,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Loss {
+    #[error(
+        "the broker's certificate was issued by none of the CAs in broker.ca_file: put the right CA there, or someone stands between"
+    )]
+    UnknownCa,
+    #[error(
+        "the broker's certificate is for another host name: set broker.host to a name in the certificate, or someone stands between"
+    )]
+    WrongHost,
+    #[error(
+        "the broker's certificate is outside its time of validity: renew it, or set this machine's clock"
+    )]
+    OutOfValidity,
+    #[error("the broker's certificate was not accepted ({0:?}): see how it was issued")]
+    BrokerCertificate(CertificateError),
+    #[error(
+        "the broker refused this client's certificate ({0:?}): check the validity and issuer of broker.cert_file against the broker's own CA file"
+    )]
+    ClientCertificate(AlertDescription),
+    #[error(
+        "the broker does not speak TLS 1.3: upgrade it, or accept TLS 1.2 with broker.allow_tls12 = true"
+    )]
+    TlsVersion,
+    #[error("TLS failed: {0}")]
+    Tls(rustls::Error),
+    #[error(
+        "the broker refused this client ({0:?}): enter the certificate's subject in the broker's users and ACL"
+    )]
+    NotAuthorized(ConnectReturnCode),
+    #[error("the broker refused to serve ({0:?}): see the broker's log")]
+    Refused(ConnectReturnCode),
+    #[error(
+        "the broker closed the connection before it answered CONNECT: usually it refused broker.cert_file or the client id; see the broker's log"
+    )]
+    ClosedBeforeConnack,
+    #[error(
+        "the broker closed the connection: it was stopped, or another client uses the same client id, or it refused a packet; see the broker's log"
+    )]
+    Closed,
+    #[error(
+        "no connection within broker.connect_timeout_seconds: check broker.host, broker.port and the firewalls on the way"
+    )]
+    ConnectTimeout,
+    #[error("cannot reach the broker ({0}): check broker.host, broker.port and whether the broker runs")]
+    Unreachable(io::Error),
+    #[error("the network failed: {0}")]
+    Network(io::Error),
+    #[error("the broker left a ping unanswered: the network or the broker hangs")]
+    PingUnanswered,
+    #[error("no progress for {seconds} s: the network or the broker hangs")]
+    Hung { seconds: u64 },
+    #[error(
+        "no acknowledgement for {seconds} s (broker.ack_timeout_seconds): the network or the broker hangs"
+    )]
+    AckOverdue { seconds: u64 },
+    #[error(
+        "the broker sent a packet of {size} bytes, more than this client can even skip: look for a retained message of that size and set a message size limit in the broker"
+    )]
+    Oversize { size: usize },
+    #[error("the peer does not speak MQTT 3.1.1 as it should ({0}): check broker.port")]
+    Protocol(String),
+}
+
+impl Loss {
+    pub(crate) fn from_poll(error: ConnectionError, phase: Phase) -> Self {
+        match error {
+            ConnectionError::NetworkTimeout => Self::ConnectTimeout,
+            ConnectionError::FlushTimeout => {
+                Self::Network(io::Error::new(io::ErrorKind::TimedOut, "the peer stopped reading"))
+            }
+            ConnectionError::Tls(TlsError::Io(error)) | ConnectionError::Io(error) => {
+                Self::from_io(error, phase)
+            }
+            ConnectionError::Tls(TlsError::TLS(error)) => Self::from_tls(error),
+            ConnectionError::ConnectionRefused(code) => match code {
+                ConnectReturnCode::BadUserNamePassword | ConnectReturnCode::NotAuthorized => {
+                    Self::NotAuthorized(code)
+                }
+                code => Self::Refused(code),
+            },
+            ConnectionError::MqttState(error) => Self::from_state(error, phase),
+            // its Debug text would carry a payload
+            ConnectionError::NotConnAck(_) => {
+                Self::Protocol("something other than CONNACK came first".into())
+            }
+            other => Self::Protocol(other.to_string()),
+        }
+    }
+
+    /// Whether it takes a person and some time, so that the next attempt may wait its longest.
+    pub(crate) fn lasts(&self) -> bool {
+        matches!(self, Self::Oversize { .. })
+    }
+
+    fn from_state(error: StateError, phase: Phase) -> Self {
+        match error {
+            StateError::Io(error) | StateError::Deserialization(mqttbytes::Error::Io(error)) => {
+                Self::from_io(error, phase)
+            }
+            StateError::Deserialization(mqttbytes::Error::PayloadSizeLimitExceeded(size)) => {
+                Self::Oversize { size }
+            }
+            StateError::ConnectionAborted => Self::closed(phase),
+            StateError::AwaitPingResp => Self::PingUnanswered,
+            StateError::CollisionTimeout => {
+                Self::Protocol("an acknowledgement was left out while later ones came".into())
+            }
+            other => Self::Protocol(other.to_string()),
+        }
+    }
+
+    /// rustls errors travel inside [`io::Error`], before and after the handshake: with TLS 1.3 a refused client
+    /// certificate shows only at the first read (RFC 8446 §4.4.2.4).
+    fn from_io(error: io::Error, phase: Phase) -> Self {
+        if let Some(tls) = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
+            return Self::from_tls(tls.clone());
+        }
+        match (error.kind(), phase) {
+            (
+                io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe,
+                phase,
+            ) => Self::closed(phase),
+            (_, Phase::Connecting) => Self::Unreachable(error),
+            (_, Phase::Connected) => Self::Network(error),
+        }
+    }
+
+    fn from_tls(error: rustls::Error) -> Self {
+        use AlertDescription as Alert;
+        match error {
+            rustls::Error::InvalidCertificate(fault) => match fault {
+                CertificateError::UnknownIssuer => Self::UnknownCa,
+                CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
+                    Self::WrongHost
+                }
+                CertificateError::Expired
+                | CertificateError::ExpiredContext { .. }
+                | CertificateError::NotValidYet
+                | CertificateError::NotValidYetContext { .. } => Self::OutOfValidity,
+                fault => Self::BrokerCertificate(fault),
+            },
+            rustls::Error::AlertReceived(Alert::ProtocolVersion) | rustls::Error::PeerIncompatible(_) => {
+                Self::TlsVersion
+            }
+            rustls::Error::AlertReceived(
+                alert @ (Alert::BadCertificate
+                | Alert::UnsupportedCertificate
+                | Alert::CertificateRevoked
+                | Alert::CertificateExpired
+                | Alert::CertificateUnknown
+                | Alert::CertificateRequired
+                | Alert::UnknownCA
+                | Alert::AccessDenied),
+            ) => Self::ClientCertificate(alert),
+            error => Self::Tls(error),
+        }
+    }
+
+    fn closed(phase: Phase) -> Self {
+        match phase {
+            Phase::Connecting => Self::ClosedBeforeConnack,
+            Phase::Connected => Self::Closed,
+        }
+    }
+}

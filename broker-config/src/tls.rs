@@ -1,0 +1,164 @@
+//! The TLS client configuration from the operator's three files.
+//!
+//! Invariant: the only trusted roots are those in `broker.ca_file`, each of which parsed; a client certificate
+//! is always offered; nothing here can be relaxed at run time. ring is named explicitly because rustls panics
+//! when a process holds two providers and none is chosen.
+
+use std::{
+    fs::File,
+    io::{self, Read},
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use rustls::{ClientConfig, RootCertStore, crypto::ring, version};
+use rustls_pki_types::{
+    CertificateDer, PrivateKeyDer,
+    pem::{self, PemObject},
+};
+use zeroize::Zeroizing;
+
+use crate::settings::BrokerSettings;
+
+/// No certificate or key file is larger; anything else was named by mistake.
+const LARGEST_PEM_FILE: u64 = 1024 * 1024;
+/// Permission bits of group and others: none may be set on a private key.
+const OTHERS: u32 = 0o077;
+
+/// What is wrong with one of the files of the `[broker]` table. The operator's to mend.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsFileError {
+    /// The file cannot be read.
+    #[error("broker.{key}: cannot read {}: {source}; check the path and the owner of the file", file.display())]
+    Unreadable {
+        /// Key in the `[broker]` table.
+        key: &'static str,
+        /// As configured.
+        file: PathBuf,
+        /// From the operating system.
+        source: io::Error,
+    },
+    /// The file is not PEM or is far too large.
+    #[error("broker.{key}: {} is not a PEM file ({reason}); name a file with -----BEGIN lines", file.display())]
+    NotPem {
+        /// Key in the `[broker]` table.
+        key: &'static str,
+        /// As configured.
+        file: PathBuf,
+        /// What the parser met.
+        reason: String,
+    },
+    /// PEM, but without what belongs there.
+    #[error("broker.{key}: {} holds no {wanted}", file.display())]
+    Empty {
+        /// Key in the `[broker]` table.
+        key: &'static str,
+        /// As configured.
+        file: PathBuf,
+        /// "CERTIFICATE" or "PRIVATE KEY".
+        wanted: &'static str,
+    },
+    /// A certificate that is not X.509. Skipping it would hide a typing error until the CA changes.
+    #[error("broker.ca_file: certificate number {number} in {} cannot be used as a CA ({source}); replace or remove it", file.display())]
+    BadCa {
+        /// As configured.
+        file: PathBuf,
+        /// Counted from 1 in the order of the file.
+        number: usize,
+        /// From rustls.
+        source: rustls::Error,
+    },
+    /// The private key may be read by others.
+    #[error("broker.key_file: {} can be read by others (mode {mode:03o}); run chmod 600 on it", file.display())]
+    KeyExposed {
+        /// As configured.
+        file: PathBuf,
+        /// Permission bits.
+        mode: u32,
+    },
+    /// Certificate and key do not belong together, or the key is of an unknown kind.
+    #[error("broker.cert_file {} and broker.key_file {} cannot be used together ({source}); the key must be the one the certificate was issued for", cert.display(), key.display())]
+    ClientIdentity {
+        /// The certificate file.
+        cert: PathBuf,
+        /// The key file.
+        key: PathBuf,
+        /// From rustls.
+        source: rustls::Error,
+    },
+    /// The crypto provider lacks the TLS versions: a mistake in the build, not the operator's.
+    #[error("this build cannot do the TLS versions asked for ({0}); report it")]
+    Provider(rustls::Error),
+}
+
+pub(crate) fn client_config(settings: &BrokerSettings) -> Result<ClientConfig, TlsFileError> {
+    let roots = own_roots(&settings.ca_file)?;
+    let chain = certificates("cert_file", &settings.cert_file)?;
+    let key = private_key(&settings.key_file)?;
+    let versions: &[_] =
+        if settings.allow_tls12 { &[&version::TLS13, &version::TLS12] } else { &[&version::TLS13] };
+    ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_protocol_versions(versions)
+        .map_err(TlsFileError::Provider)?
+        .with_root_certificates(roots)
+        .with_client_auth_cert(chain, key)
+        .map_err(|source| TlsFileError::ClientIdentity {
+            cert: settings.cert_file.clone(),
+            key: settings.key_file.clone(),
+            source,
+        })
+}
+
+fn own_roots(file: &Path) -> Result<RootCertStore, TlsFileError> {
+    let mut roots = RootCertStore::empty();
+    for (index, certificate) in certificates("ca_file", file)?.into_iter().enumerate() {
+        roots.add(certificate).map_err(|source| TlsFileError::BadCa {
+            file: file.to_owned(),
+            number: index + 1,
+            source,
+        })?;
+    }
+    Ok(roots)
+}
+
+fn certificates(key: &'static str, file: &Path) -> Result<Vec<CertificateDer<'static>>, TlsFileError> {
+    let (bytes, _) = read(key, file)?;
+    let found = CertificateDer::pem_slice_iter(&bytes)
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|reason| not_pem(key, file, &reason))?;
+    if found.is_empty() {
+        return Err(TlsFileError::Empty { key, file: file.to_owned(), wanted: "CERTIFICATE" });
+    }
+    Ok(found)
+}
+
+fn private_key(file: &Path) -> Result<PrivateKeyDer<'static>, TlsFileError> {
+    let key = "key_file";
+    let (bytes, mode) = read(key, file)?;
+    if mode & OTHERS != 0 {
+        return Err(TlsFileError::KeyExposed { file: file.to_owned(), mode: mode & 0o777 });
+    }
+    PrivateKeyDer::from_pem_slice(&bytes).map_err(|reason| match reason {
+        pem::Error::NoItemsFound => TlsFileError::Empty { key, file: file.to_owned(), wanted: "PRIVATE KEY" },
+        reason => not_pem(key, file, &reason),
+    })
+}
+
+/// Contents and mode of one and the same opened file.
+fn read(key: &'static str, file: &Path) -> Result<(Zeroizing<Vec<u8>>, u32), TlsFileError> {
+    let unreadable = |source| TlsFileError::Unreadable { key, file: file.to_owned(), source };
+    let opened = File::open(file).map_err(unreadable)?;
+    let metadata = opened.metadata().map_err(unreadable)?;
+    if metadata.len() > LARGEST_PEM_FILE {
+        let reason = format!("{} bytes", metadata.len());
+        return Err(TlsFileError::NotPem { key, file: file.to_owned(), reason });
+    }
+    let mut bytes = Zeroizing::new(Vec::new());
+    opened.take(LARGEST_PEM_FILE).read_to_end(&mut bytes).map_err(unreadable)?;
+    Ok((bytes, metadata.mode()))
+}
+
+fn not_pem(key: &'static str, file: &Path, reason: &pem::Error) -> TlsFileError {
+    TlsFileError::NotPem { key, file: file.to_owned(), reason: reason.to_string() }
+}
