@@ -1,0 +1,497 @@
+//! The device's half of the exchange: answers questions, and speaks up when nobody asks.
+//!
+//! It never decides anything about trust. It keeps its last answers, so that a repeated question costs one message and
+//! no TPM command, does one piece of work at a time, and introduces itself (`Enrol` or `Ready`) at start, after the
+//! stated silence, and when a question is for another boot.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use super::Time;
+use super::retry::{Jitter, doubled};
+use crate::codec;
+use crate::messages::limits::MAX_TICKET;
+use crate::messages::{
+    Accepted, Activation, Blob, BootMarker, Bounded, Challenge, Digest, Down, Enrol, Evidence, Later, LaterReason,
+    LogKind, Need, Nonce, NotYet, Proof, Prove, Question, Ready, Refused, State, Statement, Up,
+};
+use crate::topics::Via;
+
+/// Questions waiting while the TPM works. A bridge asks one at a time; more than this is not ours.
+const MAX_QUEUED: usize = 4;
+/// Silence that means trouble before any bridge has stated its own.
+const DEFAULT_SILENCE: Duration = Duration::from_secs(120);
+/// A device asks no oftener than this whatever it is told.
+const LEAST_WAIT: Duration = Duration::from_millis(500);
+
+/// How a device behaves; from its configuration.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// First wait for an answer to an introduction; doubles.
+    pub first_retry: Duration,
+    /// Longest wait between introductions.
+    pub retry_cap: Duration,
+    /// Longest silence to bear, and the longest wait to accept, whatever the bridge says.
+    pub silence_cap: Duration,
+    /// After waiting so long to be enrolled at the verifier the device registers again, and no oftener.
+    pub enrol_again_after: Duration,
+    /// Differs per device, so that a fleet spreads.
+    pub seed: u64,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            first_retry: Duration::from_secs(10),
+            retry_cap: Duration::from_secs(300),
+            silence_cap: Duration::from_secs(900),
+            enrol_again_after: Duration::from_secs(3600),
+            seed: 0,
+        }
+    }
+}
+
+/// What the shell tells the machine.
+#[derive(Debug, Clone)]
+pub enum Input {
+    /// The broker accepted the connection and the subscriptions.
+    Connected,
+    /// The connection is gone.
+    Disconnected,
+    /// A bridge speaks.
+    Received(Down),
+    /// The work asked for is done; there is one piece at a time.
+    Done(Done),
+}
+
+/// What the TPM and the logs have to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Work {
+    /// Give the keys for an [`Enrol`].
+    Introduce,
+    /// Give the state of this boot for a [`Ready`], with the ticket that was reported last.
+    Describe,
+    /// Decrypt the registrar's credential and make the auth tag over the device's own id.
+    Activate {
+        /// The registrar's blob.
+        blob: Vec<u8>,
+    },
+    /// Certify the AK over a session nonce.
+    Prove(Prove),
+    /// Quote, then read what the challenge wants.
+    Collect(Challenge),
+    /// Read one part of a log, at `offset`.
+    Read(Need),
+    /// Sign a statement over the evidence that was sent.
+    State {
+        /// The question.
+        state: State,
+        /// The nonce that the evidence answered.
+        nonce: Nonce,
+        /// SHA-256 of the evidence as encoded.
+        evidence: Digest,
+        /// The first line of the IMA log that the evidence does not have, when it has lines.
+        ima_end: Option<u64>,
+    },
+}
+
+/// What came of the work.
+#[derive(Debug, Clone)]
+pub enum Done {
+    /// For [`Work::Introduce`].
+    Introduced(Enrol),
+    /// For [`Work::Describe`].
+    Described(Ready),
+    /// For [`Work::Activate`].
+    Activated(Activation),
+    /// For [`Work::Prove`].
+    Proved(Proof),
+    /// For [`Work::Collect`].
+    Collected(Evidence),
+    /// For [`Work::Read`].
+    Read(Blob),
+    /// For [`Work::State`].
+    Stated(Statement),
+    /// It cannot be done yet; the bridge should know why.
+    NotYet(NotYet),
+    /// The TPM or the kernel is in another boot than the one described last.
+    Rebooted,
+    /// It failed; the shell has logged why. Whoever asked asks again.
+    Failed,
+}
+
+/// What the shell has to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Output {
+    /// Publish, to the bridge named or to any.
+    Send(Up, Option<Via>),
+    /// Do this and come back with [`Input::Done`].
+    Work(Work),
+    /// Something to log, to persist or to end on.
+    Report(Report),
+}
+
+/// What happened, for the shell.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Report {
+    /// The registrar knows this AK: persist it.
+    Enrolled,
+    /// A new ticket: persist it for the next [`Work::Describe`].
+    Ticket(Bounded<MAX_TICKET>),
+    /// The evidence was submitted; the bridge's word on the outcome.
+    Accepted(Accepted),
+    /// Told to come again.
+    Waiting(Later),
+    /// Told no.
+    Refused(Refused),
+    /// So many introductions in a row were not answered.
+    Unanswered(u32),
+    /// A question of no use: why.
+    Ignored(&'static str),
+}
+
+/// One piece of work with the bridge that asked for it.
+#[derive(Debug)]
+struct Job {
+    work: Work,
+    via: Option<Via>,
+    /// When the answer is of no use any more.
+    good_until: Option<Time>,
+    /// Parts of a log still to send after this one.
+    parts_after: u8,
+}
+
+/// Where the device stands towards the bridge.
+#[derive(Debug, Clone, Copy)]
+enum Stance {
+    /// To be introduced as soon as there is a connection.
+    Due,
+    /// Introduced and not answered.
+    Introduced { attempt: u32, retry_at: Time },
+    /// The bridge has spoken and will speak again.
+    Engaged { silence_at: Time },
+    /// Told to come again.
+    Waiting { until: Time },
+}
+
+/// The last evidence sent, for repeats and statements.
+#[derive(Debug)]
+struct Answered {
+    challenge: Challenge,
+    evidence: Evidence,
+}
+
+/// The device's half.
+#[derive(Debug)]
+pub struct Attester {
+    settings: Settings,
+    jitter: Jitter,
+    connected: bool,
+    enrolled: bool,
+    stance: Stance,
+    boot: Option<BootMarker>,
+    working: Option<Job>,
+    queue: VecDeque<Job>,
+    activated: Option<Activation>,
+    proved: Option<Proof>,
+    answered: Option<Answered>,
+    not_enrolled_since: Option<Time>,
+    enrolled_at: Option<Time>,
+    outputs: VecDeque<Output>,
+}
+
+impl Attester {
+    /// A device; `enrolled` says that the registrar accepted its present AK at some time.
+    pub fn new(settings: Settings, enrolled: bool) -> Self {
+        Self {
+            jitter: Jitter::new(settings.seed),
+            settings,
+            connected: false,
+            enrolled,
+            stance: Stance::Due,
+            boot: None,
+            working: None,
+            queue: VecDeque::new(),
+            activated: None,
+            proved: None,
+            answered: None,
+            not_enrolled_since: None,
+            enrolled_at: None,
+            outputs: VecDeque::new(),
+        }
+    }
+
+    /// Takes what happened.
+    pub fn handle(&mut self, input: Input, now: Time) {
+        match input {
+            Input::Connected => {
+                self.connected = true;
+                if matches!(self.stance, Stance::Due | Stance::Introduced { .. }) {
+                    self.introduce(now);
+                }
+            }
+            Input::Disconnected => self.connected = false,
+            Input::Received(Down { question, via }) => self.received(question, via, now),
+            Input::Done(done) => {
+                if let Some(job) = self.working.take() {
+                    self.done(job, done, now);
+                    self.work_on();
+                }
+            }
+        }
+    }
+
+    /// The next thing to do, if any.
+    pub fn poll_output(&mut self) -> Option<Output> {
+        self.outputs.pop_front()
+    }
+
+    /// When [`Self::handle_timeout`] wants to be called.
+    pub fn poll_timeout(&self) -> Option<Time> {
+        match self.stance {
+            _ if !self.connected => None,
+            Stance::Due => None,
+            Stance::Introduced { retry_at: at, .. }
+            | Stance::Engaged { silence_at: at }
+            | Stance::Waiting { until: at } => Some(at),
+        }
+    }
+
+    /// Acts on the time that has come.
+    pub fn handle_timeout(&mut self, now: Time) {
+        if self.poll_timeout().is_some_and(|at| at <= now) {
+            if let Stance::Introduced { attempt, .. } = self.stance {
+                self.report(Report::Unanswered(attempt));
+            }
+            self.introduce(now);
+        }
+    }
+
+    /// Says `Enrol` or `Ready` as soon as the TPM has made it; again and again until answered.
+    fn introduce(&mut self, now: Time) {
+        if !self.connected {
+            self.stance = Stance::Due;
+            return;
+        }
+        let attempt = if let Stance::Introduced { attempt, .. } = self.stance { attempt + 1 } else { 1 };
+        let wait = doubled(self.settings.first_retry, attempt - 1, self.settings.retry_cap);
+        self.stance = Stance::Introduced { attempt, retry_at: now + self.jitter.upper_half(wait) };
+        let work = if self.enrolled { Work::Describe } else { Work::Introduce };
+        self.enqueue(work, None, None, 0);
+    }
+
+    fn received(&mut self, question: Question, via: Option<Via>, now: Time) {
+        match question {
+            Question::Credential(credential) => {
+                self.engage(self.settings.first_retry * 4, now);
+                let blob = credential.blob.into_vec();
+                let digest = Digest::of(&[&blob]);
+                match self.activated.clone().filter(|activation| activation.credential == digest) {
+                    Some(activation) => self.send(Up::Activation(activation), via),
+                    None => self.enqueue(Work::Activate { blob }, via, None, 0),
+                }
+            }
+            Question::Enrolled(_) if self.enrolled => self.report(Report::Ignored("enrolled already")),
+            Question::Enrolled(_) => {
+                self.enrolled = true;
+                self.not_enrolled_since = None;
+                self.report(Report::Enrolled);
+                self.stance = Stance::Due;
+                self.introduce(now);
+            }
+            Question::Prove(prove) => {
+                self.engage(DEFAULT_SILENCE, now);
+                let tag = prove.nonce.tag();
+                match self.proved.clone().filter(|proof| proof.tag == tag) {
+                    Some(proof) => self.send(Up::Proof(proof), via),
+                    None => self.enqueue(Work::Prove(prove), via, None, 0),
+                }
+            }
+            Question::Challenge(challenge) => self.challenged(challenge, via, now),
+            Question::Need(need) if self.is_this_boot(&need.boot) => {
+                self.engage(DEFAULT_SILENCE, now);
+                self.enqueue(Work::Read(need), via, None, need.parts.saturating_sub(1));
+            }
+            Question::Need(_) => self.introduce_for_this_boot(now),
+            Question::State(state) => self.asked_to_state(state, via, now),
+            Question::Accepted(accepted) => {
+                self.engage(Duration::from_secs(u64::from(accepted.seconds)) * 3 + DEFAULT_SILENCE / 4, now);
+                self.report(Report::Accepted(accepted));
+            }
+            Question::Later(later) => {
+                self.wait(later.seconds, now);
+                if later.reason == LaterReason::NotEnrolled {
+                    self.enrol_again_if_long(now);
+                }
+                self.report(Report::Waiting(later));
+            }
+            Question::Refused(refused) => {
+                self.wait(refused.seconds, now);
+                self.report(Report::Refused(refused));
+            }
+        }
+    }
+
+    fn challenged(&mut self, challenge: Challenge, via: Option<Via>, now: Time) {
+        if let Some(ticket) = challenge.ticket.clone() {
+            self.report(Report::Ticket(ticket));
+        }
+        if !self.is_this_boot(&challenge.boot) {
+            self.introduce_for_this_boot(now);
+            return;
+        }
+        self.not_enrolled_since = None;
+        self.engage(Duration::from_secs(u64::from(challenge.silence)), now);
+        let repeated = |answered: &&Answered| {
+            answered.challenge.nonce == challenge.nonce && answered.challenge.ima_offset == challenge.ima_offset
+        };
+        if let Some(answered) = self.answered.as_ref().filter(repeated) {
+            let evidence = Up::Evidence(answered.evidence.clone());
+            self.send(evidence, via);
+            return;
+        }
+        // a newer challenge has made the older one useless
+        self.queue.retain(|job| !matches!(job.work, Work::Collect(_)));
+        let good_until = now + Duration::from_secs(u64::from(challenge.good_for));
+        self.enqueue(Work::Collect(challenge), via, Some(good_until), 0);
+    }
+
+    fn asked_to_state(&mut self, state: State, via: Option<Via>, now: Time) {
+        let Some(answered) = self.answered.as_ref().filter(|answered| answered.evidence.tag == state.tag) else {
+            self.report(Report::Ignored("a statement was asked for evidence that is not kept"));
+            return;
+        };
+        let Ok(encoded) = codec::encode(&Up::Evidence(answered.evidence.clone())) else { return };
+        let work = Work::State {
+            state,
+            nonce: answered.challenge.nonce,
+            evidence: Digest::of(&[&encoded]),
+            ima_end: answered.evidence.ima.as_ref().map(|ima| ima.offset + lines(ima.lines.as_slice())),
+        };
+        self.engage(DEFAULT_SILENCE, now);
+        self.enqueue(work, via, None, 0);
+    }
+
+    fn done(&mut self, job: Job, done: Done, now: Time) {
+        let Job { work, via, good_until, parts_after } = job;
+        match (work, done) {
+            (Work::Introduce, Done::Introduced(enrol)) => {
+                self.enrolled_at = Some(now);
+                self.send(Up::Enrol(enrol), None);
+            }
+            (Work::Describe, Done::Described(ready)) => {
+                if self.boot.replace(ready.boot) != Some(ready.boot) {
+                    self.answered = None;
+                }
+                self.send(Up::Ready(ready), None);
+            }
+            (Work::Activate { .. }, Done::Activated(activation)) => {
+                self.activated = Some(activation.clone());
+                self.send(Up::Activation(activation), via);
+            }
+            (Work::Prove(_), Done::Proved(proof)) => {
+                self.proved = Some(proof.clone());
+                self.send(Up::Proof(proof), via);
+            }
+            (Work::Collect(_), Done::Collected(_)) if good_until.is_some_and(|until| until < now) => {
+                self.report(Report::Ignored("the challenge ran out before the evidence was made"));
+                self.introduce(now);
+            }
+            (Work::Collect(challenge), Done::Collected(evidence)) => {
+                self.send(Up::Evidence(evidence.clone()), via);
+                self.answered = Some(Answered { challenge, evidence });
+            }
+            (Work::Read(need), Done::Read(blob)) => {
+                let part = blob.part.as_slice();
+                let step = match need.log {
+                    LogKind::Uefi => part.len() as u64,
+                    LogKind::Ima => lines(part),
+                };
+                let next = Need { offset: need.offset + step, ..need };
+                self.send(Up::Blob(blob), via.clone());
+                if parts_after > 0 && step > 0 {
+                    self.enqueue(Work::Read(next), via, None, parts_after - 1);
+                }
+            }
+            (Work::State { .. }, Done::Stated(statement)) => self.send(Up::Statement(statement), via),
+            (Work::Prove(_) | Work::Collect(_) | Work::State { .. }, Done::NotYet(not_yet)) => {
+                self.send(Up::NotYet(not_yet), via);
+            }
+            (_, Done::Rebooted) => {
+                self.boot = None;
+                self.answered = None;
+                self.introduce(now);
+            }
+            // whoever asked asks again; an introduction has its own timer
+            (_, _) => {}
+        }
+    }
+
+    fn is_this_boot(&self, boot: &BootMarker) -> bool {
+        self.boot.as_ref() == Some(boot)
+    }
+
+    /// A question for another boot: the bridge has to learn of this one. Once is enough while that is under way.
+    fn introduce_for_this_boot(&mut self, now: Time) {
+        if !matches!(self.stance, Stance::Introduced { .. }) {
+            self.introduce(now);
+        }
+    }
+
+    fn enrol_again_if_long(&mut self, now: Time) {
+        let since = *self.not_enrolled_since.get_or_insert(now);
+        let after = self.settings.enrol_again_after;
+        let long = |since: Time| now.saturating_sub(since) >= after;
+        if long(since) && self.enrolled_at.is_none_or(long) {
+            self.enrolled = false;
+            self.activated = None;
+            self.not_enrolled_since = Some(now);
+        }
+    }
+
+    fn engage(&mut self, silence: Duration, now: Time) {
+        self.stance = Stance::Engaged { silence_at: now + silence.clamp(LEAST_WAIT, self.settings.silence_cap) };
+    }
+
+    /// Waits what it is told, and up to a tenth longer so that a fleet spreads.
+    fn wait(&mut self, seconds: u32, now: Time) {
+        let told = Duration::from_secs(u64::from(seconds)).clamp(LEAST_WAIT, self.settings.silence_cap);
+        let spread = self.jitter.upper_half(told / 10);
+        self.stance = Stance::Waiting { until: now + told + spread };
+    }
+
+    fn send(&mut self, message: Up, via: Option<Via>) {
+        self.outputs.push_back(Output::Send(message, via));
+    }
+
+    fn report(&mut self, report: Report) {
+        self.outputs.push_back(Output::Report(report));
+    }
+
+    fn enqueue(&mut self, work: Work, via: Option<Via>, good_until: Option<Time>, parts_after: u8) {
+        let queued = self.working.iter().chain(&self.queue).any(|job| job.work == work);
+        if queued {
+            return;
+        }
+        if self.queue.len() >= MAX_QUEUED {
+            self.report(Report::Ignored("more questions at once than a bridge asks"));
+            return;
+        }
+        self.queue.push_back(Job { work, via, good_until, parts_after });
+        self.work_on();
+    }
+
+    fn work_on(&mut self) {
+        if self.working.is_none() {
+            self.working = self.queue.pop_front();
+            if let Some(job) = &self.working {
+                self.outputs.push_back(Output::Work(job.work.clone()));
+            }
+        }
+    }
+}
+
+/// Lines of an IMA log: every one ends in a newline.
+pub(crate) fn lines(text: &[u8]) -> u64 {
+    text.iter().filter(|byte| **byte == b'\n').count() as u64
+}

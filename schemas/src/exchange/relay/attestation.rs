@@ -1,0 +1,333 @@
+//! One attestation: offer, challenge, evidence, statement where a log needs one, submission.
+
+use std::time::Duration;
+
+use super::phase::{Phase, Repeat, Retry, Step, Unsubmitted};
+use super::port::{Command, Facts, ImaText, Offer, Offered, Restored, Restoring, Submitted, Token, Unavailable};
+use super::{Notice, Relay, Time, doubled, whole_seconds};
+use crate::codec;
+use crate::exchange::attester::lines;
+use crate::messages::{
+    Challenge, Digest, Evidence, LaterReason, NotYet, Question, RefusedReason, State, Statement, Up,
+    Verdict,
+};
+use crate::statement::evidence_statement;
+
+/// Two requests for one device met at the verifier; it is free again at once.
+const CONFLICT_WAIT: Duration = Duration::from_secs(1);
+/// Evidence that cannot be used is asked for again at least this often.
+const SPOILED_CAP: Duration = Duration::from_secs(60);
+/// A device hearing nothing for less than this has no reason to worry.
+const LEAST_SILENCE: Duration = Duration::from_secs(30);
+/// What a device may ask to wait before it answers.
+const LONGEST_NOT_YET: Duration = Duration::from_secs(600);
+
+impl Relay {
+    pub(super) fn offer(&mut self, token: Token, facts: Facts) {
+        self.command(Step::Offering, Command::Offer { token, facts: Box::new(facts) });
+    }
+
+    pub(super) fn offered(&mut self, offered: Offered, now: Time) {
+        match offered {
+            Offered::Opened(offer) => {
+                self.setbacks = 0;
+                self.waits = 0;
+                self.fresh_token = false;
+                self.opened(offer, now);
+            }
+            Offered::NothingRequested => self.wait_for_operator(LaterReason::NoPolicy),
+            Offered::TokenRejected => {
+                self.token = None;
+                self.proceed(now);
+            }
+            Offered::NotEnrolled => self.not_enrolled(),
+            Offered::Early(wait) => {
+                if self.owes {
+                    self.accepted(wait);
+                }
+                self.phase = Phase::Resting { due: now + wait };
+            }
+            Offered::Conflict => {
+                let unavailable = Unavailable { retry_after: Some(CONFLICT_WAIT) };
+                self.setback("attestation", Retry::Proceed, unavailable, now);
+            }
+            Offered::Invalid(detail) => {
+                self.notice(Notice::Invalid { what: "capabilities", detail });
+                self.refuse(RefusedReason::Offer);
+            }
+            Offered::Unavailable(unavailable) => self.setback("attestation", Retry::Proceed, unavailable, now),
+        }
+    }
+
+    /// The verifier waits for evidence. First the hold of a reboot, then the logs that are not here, then the quote.
+    fn opened(&mut self, offer: Offer, now: Time) {
+        // Keylime asks for the IMA log from 0 although it has passed this device before: another boot
+        let rebooted = offer.ima_offset() == Some(0) && self.baseline.is_some_and(|known| known.attestation_count > 0);
+        if rebooted && self.settings.hold_after_reboot {
+            self.hold(now);
+        } else if offer.wants_uefi() {
+            match self.facts.as_ref().and_then(|facts| facts.uefi) {
+                Some(log) => self.command(Step::FindingUefi(offer), Command::FindUefi(log.digest)),
+                None => self.refuse(RefusedReason::Offer),
+            }
+        } else {
+            self.gather_ima_or_ask(offer, now);
+        }
+    }
+
+    pub(super) fn ask(&mut self, offer: Offer, now: Time) {
+        let repeat = self.repeat(now);
+        self.challenge(offer, repeat, now);
+    }
+
+    pub(super) fn ask_again(&mut self, offer: Offer, repeat: Repeat, told: bool, now: Time) {
+        match repeat.again() {
+            Some(repeat) => self.challenge(offer, repeat, now),
+            None => self.phase = Phase::AwaitEvidence { offer, repeat: repeat.spent(), told },
+        }
+    }
+
+    fn challenge(&mut self, offer: Offer, repeat: Repeat, now: Time) {
+        let Some(boot) = self.facts.as_ref().map(|facts| facts.boot) else {
+            self.start_over();
+            return;
+        };
+        let repeats = u32::from(self.settings.repeats) + 1;
+        let silence = (self.interval() + self.settings.repeat_after * repeats) * 2;
+        let question = Challenge {
+            nonce: offer.nonce,
+            boot,
+            pcrs: offer.pcrs,
+            good_for: whole_seconds(offer.expires_at.saturating_sub(now)),
+            silence: whole_seconds(silence.max(LEAST_SILENCE)),
+            ima_offset: offer.ima_offset().map(|from| self.ima_next(from)),
+            uefi: offer.wants_uefi(),
+            ticket: self.ticket.clone(),
+        };
+        self.phase = Phase::AwaitEvidence { offer, repeat: repeat.at(now), told: false };
+        self.send(Question::Challenge(question));
+    }
+
+    /// The line from which the device has to send, given the line the verifier named.
+    fn ima_next(&self, from: u64) -> u64 {
+        self.gathered.as_ref().filter(|gathered| gathered.from == from).map_or(from, |gathered| gathered.next)
+    }
+
+    pub(super) fn evidence(&mut self, evidence: Evidence) {
+        match std::mem::take(&mut self.phase) {
+            Phase::AwaitEvidence { offer, repeat, told } if offer.nonce.tag() == evidence.tag => {
+                match self.what_does_not_fit(&offer, &evidence) {
+                    None => self.restore(offer, evidence),
+                    Some(why) => {
+                        self.dropped("Evidence", why);
+                        self.phase = Phase::AwaitEvidence { offer, repeat, told };
+                    }
+                }
+            }
+            Phase::Idle if self.facts.is_none() => {
+                self.dropped("Evidence", "for a nonce that this bridge does not remember");
+                self.start_over();
+            }
+            other => {
+                self.phase = other;
+                self.dropped("Evidence", "for a nonce that is not open");
+            }
+        }
+    }
+
+    /// What of the answer does not answer the question, before anything is computed.
+    fn what_does_not_fit(&self, offer: &Offer, evidence: &Evidence) -> Option<&'static str> {
+        let wanted = offer.ima_offset().map(|from| self.ima_next(from));
+        let uefi = self.facts.as_ref().and_then(|facts| facts.uefi).filter(|_| offer.wants_uefi());
+        if evidence.pcr_values.as_slice().len() != offer.pcrs.count() * 32 {
+            Some("not as many PCR values as were asked for")
+        } else if evidence.ima.as_ref().map(|ima| ima.offset) != wanted {
+            Some("IMA lines from another offset than was asked for")
+        } else if evidence.ima.as_ref().is_some_and(|ima| !ima.lines.as_slice().ends_with_newline()) {
+            Some("IMA lines that do not end in a newline")
+        } else if evidence.uefi != uefi.map(|log| log.digest) {
+            Some("another UEFI log than the one announced")
+        } else {
+            None
+        }
+    }
+
+    fn restore(&mut self, offer: Offer, evidence: Evidence) {
+        let Some(ak_public) = self.facts.as_ref().map(|facts| facts.ak_public.clone()) else { return };
+        self.ticket = None;
+        let ima = offer.ima_offset().map(|from| {
+            let gathered = self.gathered.as_ref().filter(|gathered| gathered.from == from);
+            ImaText {
+                offset: from,
+                lines: gathered.map(|gathered| gathered.lines.clone()).unwrap_or_default(),
+                state: self.passed_ima.filter(|state| state.entries == from),
+            }
+        });
+        let step = Step::Restoring(offer.clone(), Box::new(evidence.clone()));
+        self.command(step, Command::Restore { offer, evidence: Box::new(evidence), ak_public, ima });
+    }
+
+    pub(super) fn restored(&mut self, offer: Offer, evidence: &Evidence, restoring: Restoring, now: Time) {
+        match restoring {
+            Restoring::Explained { restored, ima } => self.submit(Unsubmitted { offer, restored, ima }, now),
+            Restoring::Unexplained { restored, what } => {
+                self.notice(Notice::Unexplained { what });
+                self.ask_to_state(offer, evidence, restored, now);
+            }
+            Restoring::Unbound(why) => self.spoiled(offer, "Evidence", why, now),
+        }
+    }
+
+    /// Evidence that is not bound: once more for the same nonce, for it may have been changed on the way; then anew.
+    fn spoiled(&mut self, offer: Offer, kind: &'static str, why: &'static str, now: Time) {
+        self.dropped(kind, why);
+        self.spoiled += 1;
+        if self.spoiled % 2 == 1 {
+            self.ask(offer, now);
+        } else {
+            let wait = doubled(Duration::from_secs(1), self.spoiled / 2, SPOILED_CAP);
+            self.phase = Phase::Idle;
+            self.later(wait, LaterReason::Unusable);
+        }
+    }
+
+    fn ask_to_state(&mut self, offer: Offer, evidence: &Evidence, restored: Box<Restored>, now: Time) {
+        let Ok(encoded) = codec::encode(&Up::Evidence(evidence.clone())) else { return self.start_over() };
+        let ima = Digest::of(&[restored.ima.as_deref().unwrap_or_default()]);
+        let expected = evidence_statement(&self.id, &offer.nonce, &Digest::of(&[&encoded]), &ima);
+        let repeat = self.repeat(now);
+        self.send_state(offer, expected, restored, repeat);
+    }
+
+    pub(super) fn ask_to_state_again(
+        &mut self,
+        offer: Offer,
+        evidence: Digest,
+        restored: Box<Restored>,
+        repeat: Repeat,
+        now: Time,
+    ) {
+        match repeat.again() {
+            Some(repeat) => self.send_state(offer, evidence, restored, repeat.at(now)),
+            None => self.phase = Phase::AwaitStatement { offer, evidence, restored, repeat: repeat.spent() },
+        }
+    }
+
+    fn send_state(&mut self, offer: Offer, evidence: Digest, restored: Box<Restored>, repeat: Repeat) {
+        self.send(Question::State(State { tag: offer.nonce.tag(), ima_from: offer.ima_offset() }));
+        self.phase = Phase::AwaitStatement { offer, evidence, restored, repeat };
+    }
+
+    pub(super) fn statement(&mut self, statement: Statement) {
+        let ak_public = self.facts.as_ref().map(|facts| facts.ak_public.clone());
+        match (std::mem::take(&mut self.phase), ak_public) {
+            (Phase::AwaitStatement { offer, evidence, restored, .. }, Some(ak_public))
+                if offer.nonce.tag() == statement.tag =>
+            {
+                let command = Command::CheckStatement { statement: statement.signed, expected: evidence, ak_public };
+                self.command(Step::CheckingStatement(offer, restored), command);
+            }
+            (other, _) => {
+                self.phase = other;
+                self.dropped("Statement", "no statement for this nonce is open");
+            }
+        }
+    }
+
+    /// The device itself said so: Keylime shall judge. Otherwise it was changed on the way.
+    pub(super) fn stated(&mut self, offer: Offer, restored: Box<Restored>, good: bool, now: Time) {
+        if good {
+            self.submit(Unsubmitted { offer, restored, ima: None }, now);
+        } else {
+            self.spoiled(offer, "Statement", "it does not verify under the AK", now);
+        }
+    }
+
+    pub(super) fn not_yet(&mut self, not_yet: NotYet, now: Time) {
+        let wait = Duration::from_secs(u64::from(not_yet.seconds)).clamp(CONFLICT_WAIT, LONGEST_NOT_YET);
+        match &mut self.phase {
+            Phase::AwaitEvidence { offer, repeat, told } if offer.nonce.tag() == not_yet.tag => {
+                *repeat = repeat.postponed(now + wait);
+                *told = true;
+            }
+            Phase::AwaitStatement { offer, repeat, .. } if offer.nonce.tag() == not_yet.tag => {
+                *repeat = repeat.postponed(now + wait);
+            }
+            Phase::AwaitProof { nonce, repeat, .. } if nonce.tag() == not_yet.tag => {
+                *repeat = repeat.postponed(now + wait);
+            }
+            _ => return self.dropped("NotYet", "no question with this tag is open"),
+        }
+        self.report(Verdict::Unknown, Some(not_yet.reason.to_string()));
+    }
+
+    pub(super) fn submit(&mut self, unsubmitted: Unsubmitted, now: Time) {
+        let Some(token) = self.token.clone() else {
+            self.unsubmitted = Some(unsubmitted);
+            self.proceed(now);
+            return;
+        };
+        let (offer, restored) = (unsubmitted.offer.clone(), unsubmitted.restored.clone());
+        self.command(Step::Submitting(unsubmitted), Command::Submit { token, offer, restored });
+    }
+
+    pub(super) fn submitted(&mut self, unsubmitted: Unsubmitted, submitted: Submitted, now: Time) {
+        match submitted {
+            Submitted::Accepted(interval) => {
+                self.interval = Some(interval.max(Duration::from_secs(1)));
+                self.taken(unsubmitted, now);
+            }
+            Submitted::AlreadyAccepted => self.taken(unsubmitted, now),
+            Submitted::Superseded => {
+                if unsubmitted.offer.expires_at > now {
+                    self.notice(Notice::Superseded);
+                }
+                self.setback("evidence", Retry::Proceed, Unavailable { retry_after: None }, now);
+            }
+            Submitted::TokenRejected => {
+                self.token = None;
+                self.unsubmitted = Some(unsubmitted);
+                self.proceed(now);
+            }
+            Submitted::Gone => {
+                self.forget_attestations();
+                self.proceed(now);
+            }
+            Submitted::Invalid(detail) => {
+                self.notice(Notice::Invalid { what: "evidence", detail });
+                self.spoiled += 2;
+                let wait = doubled(Duration::from_secs(1), self.spoiled / 2, SPOILED_CAP);
+                self.phase = Phase::Idle;
+                self.later(wait, LaterReason::Unusable);
+            }
+            Submitted::Unavailable(unavailable) if unsubmitted.offer.expires_at > now => {
+                self.setback("evidence", Retry::Submit(unsubmitted), unavailable, now);
+            }
+            Submitted::Unavailable(unavailable) => self.setback("evidence", Retry::Proceed, unavailable, now),
+        }
+    }
+
+    /// The verifier has the evidence: what was sent need not be sent again.
+    fn taken(&mut self, unsubmitted: Unsubmitted, now: Time) {
+        self.setbacks = 0;
+        self.spoiled = 0;
+        self.fresh_token = false;
+        let Unsubmitted { offer, restored, ima } = unsubmitted;
+        if let (Some(facts), Some(from)) = (&mut self.facts, offer.ima_offset()) {
+            let known = from + restored.ima.as_deref().map_or(0, lines);
+            facts.ima_entries = facts.ima_entries.max(Some(known));
+        }
+        self.settle(offer, ima, now);
+    }
+}
+
+trait EndsWithNewline {
+    fn ends_with_newline(&self) -> bool;
+}
+
+impl EndsWithNewline for [u8] {
+    /// True of nothing, too.
+    fn ends_with_newline(&self) -> bool {
+        self.last().is_none_or(|byte| *byte == b'\n')
+    }
+}

@@ -1,0 +1,109 @@
+//! Enrolment: admission and registration, one at a time; activation only for the blob posted last.
+//!
+//! The registrar deletes a record on a wrong tag and every POST kills the outstanding blob, so a repeated `Enrol`
+//! gets the same credential again, and an activation for any other blob never reaches the registrar.
+
+use super::phase::{Phase, Repeat, Retry, Step};
+use super::port::{Activated, Command, Registered};
+use super::{Relay, Time};
+use crate::messages::{AkName, Activation, Bounded, Credential, Digest, Enrol, Enrolled, LaterReason, Question, RefusedReason};
+
+impl Relay {
+    pub(super) fn enrol(&mut self, enrol: Enrol, now: Time) {
+        let proven = AkName::of_public(enrol.ak_public.as_slice()).is_some_and(|ak| self.trusted == Some(ak));
+        if proven && self.token.is_some() && !matches!(self.phase, Phase::Busy(_)) {
+            // the verifier itself has taken this AK's proof: nothing to register
+            self.send(Question::Enrolled(Enrolled {}));
+            return;
+        }
+        let open = match &self.phase {
+            Phase::Busy(_) | Phase::Settling(_) => true,
+            Phase::AwaitEvidence { repeat, .. } | Phase::AwaitStatement { repeat, .. } => repeat.next_at.is_some(),
+            _ => false,
+        };
+        if open {
+            self.dropped("Enrol", "an exchange is under way");
+            return;
+        }
+        self.owes = true;
+        match std::mem::take(&mut self.phase) {
+            Phase::AwaitActivation { enrol: same, blob, .. } if same == enrol => {
+                let repeat = self.repeat(now);
+                self.resend_credential(enrol, blob, repeat, now);
+            }
+            _ => {
+                self.activated = None;
+                self.command(Step::Registering(enrol.clone()), Command::Register(enrol));
+            }
+        }
+    }
+
+    pub(super) fn registered(&mut self, enrol: Enrol, registered: Registered, now: Time) {
+        match registered {
+            Registered::Credential(blob) => {
+                self.setbacks = 0;
+                let repeat = self.repeat(now);
+                self.resend_credential(enrol, blob, repeat, now);
+            }
+            Registered::Refused(reason) => self.refuse(reason),
+            // not tried again unasked: the device's next Enrol does
+            Registered::Unavailable(unavailable) => {
+                let wait = unavailable.retry_after.unwrap_or(self.settings.waiting_first);
+                self.notice(super::Notice::Setback { what: "registration", wait });
+                self.later(wait, LaterReason::Keylime);
+                self.phase = Phase::Idle;
+            }
+        }
+    }
+
+    pub(super) fn resend_credential(&mut self, enrol: Enrol, blob: Vec<u8>, repeat: Repeat, now: Time) {
+        if let Ok(bounded) = Bounded::try_from(blob.clone()) {
+            self.phase = Phase::AwaitActivation { enrol, blob, repeat: repeat.at(now) };
+            self.send(Question::Credential(Credential { blob: bounded }));
+        } else {
+            self.refuse(RefusedReason::Malformed);
+        }
+    }
+
+    pub(super) fn activation(&mut self, activation: Activation) {
+        if self.activated == Some(activation.credential) {
+            self.send(Question::Enrolled(Enrolled {}));
+            return;
+        }
+        match std::mem::take(&mut self.phase) {
+            Phase::AwaitActivation { enrol, blob, .. } if Digest::of(&[&blob]) == activation.credential => {
+                self.activate(enrol, blob, activation);
+            }
+            other => {
+                self.phase = other;
+                self.dropped("Activation", "no credential with this digest is open");
+            }
+        }
+    }
+
+    pub(super) fn activate(&mut self, enrol: Enrol, blob: Vec<u8>, activation: Activation) {
+        let auth_tag = activation.auth_tag.into_array();
+        self.command(Step::Activating(enrol, blob, activation), Command::Activate { auth_tag });
+    }
+
+    pub(super) fn activated(&mut self, step: (Enrol, Vec<u8>, Activation), activated: Activated, now: Time) {
+        let (enrol, blob, activation) = step;
+        match activated {
+            Activated::Accepted => {
+                self.setbacks = 0;
+                self.activated = Some(activation.credential);
+                self.phase = Phase::Idle;
+                self.send(Question::Enrolled(Enrolled {}));
+            }
+            Activated::WrongTag => self.refuse(RefusedReason::Activation),
+            // the record is gone: the device enrols again
+            Activated::Unknown => {
+                self.phase = Phase::Idle;
+                self.later(self.settings.waiting_first, LaterReason::Again);
+            }
+            Activated::Unavailable(unavailable) => {
+                self.setback("activation", Retry::Activate(enrol, blob, activation), unavailable, now);
+            }
+        }
+    }
+}

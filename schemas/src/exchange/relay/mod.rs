@@ -1,0 +1,537 @@
+//! The bridge's half of the exchange, one per device.
+//!
+//! Invariants:
+//! - evidence is submitted only to the offer whose nonce its signature covers, by index and nonce;
+//! - there is at most one [`Command`] under way;
+//! - a question is repeated a few times and then never until the device speaks or shows up again;
+//! - whatever is lost with the process is found again from the device's `Ready`.
+
+mod attestation;
+mod enrolment;
+mod gather;
+mod outcome;
+mod phase;
+mod port;
+mod session;
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+pub use port::{
+    Activated, Command, Done, Facts, ImaState, ImaText, Offer, Offered, OpenedTicket, Proven, Registered, Requested,
+    Restored, Restoring, Session, Standing, Status, Submitted, Token, Unavailable,
+};
+
+use phase::{Gathered, Phase, Repeat, Retry, Step, Unsubmitted};
+
+use super::Time;
+use super::retry::{Jitter, doubled};
+use crate::AgentId;
+use crate::messages::limits::MAX_TICKET;
+use crate::messages::{
+    AkName, BootMarker, Bounded, Digest, Down, Later, LaterReason, Question, Ready, Refused, RefusedReason, Up, Verdict,
+};
+use crate::topics::Via;
+
+/// First wait after Keylime did not answer; doubles.
+const SETBACK_FIRST: Duration = Duration::from_secs(1);
+/// Keylime is tried at least this often per device.
+const SETBACK_CAP: Duration = Duration::from_secs(60);
+/// Keylime's TIMEOUT comes after so many intervals (`push_agent_monitor.py`).
+const TIMEOUT_INTERVALS: u32 = 5;
+/// The interval to reckon with until the verifier has named its own: Keylime's agents use it as default.
+const ASSUMED_INTERVAL: Duration = Duration::from_secs(60);
+
+/// How a bridge behaves towards its devices; from its configuration.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// The bridge's name, where several serve.
+    pub via: Option<Via>,
+    /// When a question is repeated; doubles.
+    pub repeat_after: Duration,
+    /// How often it is repeated.
+    pub repeats: u8,
+    /// First wait of a device that is not enrolled; doubles.
+    pub waiting_first: Duration,
+    /// Longest wait of a device that is not enrolled.
+    pub waiting_cap: Duration,
+    /// Wait of a refused device.
+    pub refused_wait: Duration,
+    /// Hold a device that rebooted under an IMA policy instead of letting Keylime fail it for good.
+    pub hold_after_reboot: bool,
+    /// Longest wait between attestations of a device that Keylime fails.
+    pub failing_cap: Duration,
+    /// Devices without memory are asked to speak within this time after a restart of the bridge.
+    pub spread: Duration,
+    /// Differs per device, so that a fleet spreads.
+    pub seed: u64,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            via: None,
+            repeat_after: Duration::from_secs(10),
+            repeats: 2,
+            waiting_first: Duration::from_secs(5),
+            waiting_cap: Duration::from_secs(60),
+            refused_wait: Duration::from_secs(300),
+            hold_after_reboot: true,
+            failing_cap: Duration::from_secs(300),
+            spread: Duration::from_secs(10),
+            seed: 0,
+        }
+    }
+}
+
+/// What the shell tells the machine.
+#[derive(Debug, Clone)]
+pub enum Input {
+    /// The device speaks; its ticket, if the message had one and it opened.
+    Received(Up, Option<OpenedTicket>),
+    /// The device's presence says that it is connected.
+    Present,
+    /// The command under way is done.
+    Done(Done),
+}
+
+/// What the shell has to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Output {
+    /// Publish to the device.
+    Send(Down),
+    /// Do this and come back with [`Input::Done`] (save where [`Command`] says otherwise).
+    Command(Command),
+    /// Publish as the device's result.
+    Report(Report),
+    /// Log and count.
+    Notice(Notice),
+}
+
+/// What is to be published as the device's result.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Report {
+    /// Keylime's word, or `Unknown` with a reason.
+    pub verdict: Verdict,
+    /// What is waited for or to be done.
+    pub reason: Option<String>,
+    /// SHA-256 of the nonce of the attestation that it speaks of.
+    pub nonce: Option<Digest>,
+    /// Keylime's count of attestations.
+    pub attestation_count: Option<u64>,
+    /// How long it may be relied on.
+    pub valid_for: Duration,
+}
+
+/// Something to log and count.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Notice {
+    /// A message was of no use.
+    Dropped {
+        /// The message's kind.
+        kind: &'static str,
+        /// Why.
+        why: &'static str,
+    },
+    /// Keylime did not answer; tried again after a while.
+    Setback {
+        /// What was asked of it.
+        what: &'static str,
+        /// The wait.
+        wait: Duration,
+    },
+    /// Somebody else opened an attestation for this device, such as a second bridge.
+    Superseded,
+    /// Keylime refused what it was given; its words.
+    Invalid {
+        /// What it was given.
+        what: &'static str,
+        /// Its words.
+        detail: String,
+    },
+    /// The evidence's signature holds but a log does not explain the quote: the device is asked for a statement.
+    Unexplained {
+        /// What is not explained.
+        what: &'static str,
+    },
+}
+
+/// The bridge's half for one device.
+#[derive(Debug)]
+pub struct Relay {
+    id: AgentId,
+    settings: Settings,
+    jitter: Jitter,
+    phase: Phase,
+    facts: Option<Facts>,
+    trusted: Option<AkName>,
+    token: Option<Token>,
+    ticket: Option<Bounded<MAX_TICKET>>,
+    stated_boot: Option<(BootMarker, u64)>,
+    baseline: Option<Standing>,
+    passed_ima: Option<ImaState>,
+    gathered: Option<Gathered>,
+    /// The credential whose activation was accepted last, for a repeated `Activation`.
+    activated: Option<Digest>,
+    /// Evidence that waits for a new token, submitted to the same index then.
+    unsubmitted: Option<Unsubmitted>,
+    interval: Option<Duration>,
+    timeout_at: Option<Time>,
+    /// A `Ready` that came while a command was under way.
+    pending: Option<Facts>,
+    /// The device has spoken up and was not answered since.
+    owes: bool,
+    setbacks: u32,
+    waits: u32,
+    fails: u32,
+    spoiled: u32,
+    hold: u32,
+    /// The token came in this chain of steps, so its refusal is not its age.
+    fresh_token: bool,
+    outputs: VecDeque<Output>,
+}
+
+impl Relay {
+    /// A device of which nothing is known.
+    pub fn new(id: AgentId, settings: Settings) -> Self {
+        Self {
+            id,
+            jitter: Jitter::new(settings.seed),
+            settings,
+            phase: Phase::Idle,
+            facts: None,
+            trusted: None,
+            token: None,
+            ticket: None,
+            stated_boot: None,
+            baseline: None,
+            passed_ima: None,
+            gathered: None,
+            activated: None,
+            unsubmitted: None,
+            interval: None,
+            timeout_at: None,
+            pending: None,
+            owes: false,
+            setbacks: 0,
+            waits: 0,
+            fails: 0,
+            spoiled: 0,
+            hold: 0,
+            fresh_token: false,
+            outputs: VecDeque::new(),
+        }
+    }
+
+    /// Takes what happened.
+    pub fn handle(&mut self, input: Input, now: Time) {
+        match input {
+            Input::Received(message, ticket) => self.received(message, ticket, now),
+            Input::Present => self.present(now),
+            Input::Done(done) => self.done(done, now),
+        }
+        if !matches!(self.phase, Phase::Busy(_))
+            && let Some(facts) = self.pending.take()
+        {
+            self.ready(facts, now);
+        }
+    }
+
+    /// The next thing to do, if any.
+    pub fn poll_output(&mut self) -> Option<Output> {
+        self.outputs.pop_front()
+    }
+
+    /// When [`Self::handle_timeout`] wants to be called.
+    pub fn poll_timeout(&self) -> Option<Time> {
+        self.phase.due(self.sleeps()).into_iter().chain(self.timeout_at).min()
+    }
+
+    /// Acts on the time that has come.
+    pub fn handle_timeout(&mut self, now: Time) {
+        if self.timeout_at.is_some_and(|at| at <= now) {
+            self.timeout_at = None;
+            self.report(Verdict::Timeout, Some("no attestation within five intervals".to_owned()));
+        }
+        if self.phase.due(self.sleeps()).is_some_and(|at| at <= now) {
+            self.phase_due(now);
+        }
+    }
+
+    /// Bytes of logs held for this device, for the shell's bound over all devices.
+    pub fn held(&self) -> usize {
+        self.gathered.as_ref().map_or(0, |gathered| gathered.lines.len()) + self.phase.held()
+    }
+
+    /// Whether it holds nothing that would be missed: the shell may forget it.
+    pub fn is_idle(&self) -> bool {
+        matches!(self.phase, Phase::Idle) && self.timeout_at.is_none()
+    }
+
+    fn received(&mut self, message: Up, ticket: Option<OpenedTicket>, now: Time) {
+        match message {
+            Up::Enrol(enrol) => self.enrol(enrol, now),
+            Up::Activation(activation) => self.activation(activation),
+            Up::Ready(ready) => self.ready_received(ready, ticket, now),
+            Up::Proof(proof) => self.proof(proof, now),
+            Up::Evidence(evidence) => self.evidence(evidence),
+            Up::Blob(blob) => self.blob(blob, now),
+            Up::Statement(statement) => self.statement(statement),
+            Up::NotYet(not_yet) => self.not_yet(not_yet, now),
+        }
+    }
+
+    fn done(&mut self, done: Done, now: Time) {
+        let Phase::Busy(step) = std::mem::take(&mut self.phase) else {
+            return self.dropped("Done", "no command is under way");
+        };
+        match (step, done) {
+            (Step::Registering(enrol), Done::Registered(registered)) => self.registered(enrol, registered, now),
+            (Step::Activating(enrol, blob, activation), Done::Activated(activated)) => {
+                self.activated((enrol, blob, activation), activated, now);
+            }
+            (Step::OpeningSession, Done::Session(session)) => self.session(session, now),
+            (Step::Proving, Done::Proven(proven)) => self.proven(proven, now),
+            (Step::CheckingBoot, Done::StatementChecked(good)) => self.boot_checked(good, now),
+            (Step::Reading(reading), Done::Status(status)) => self.status(reading, status, now),
+            (Step::Offering, Done::Offered(offered)) => self.offered(offered, now),
+            (Step::FindingUefi(offer), Done::UefiFound(found)) => self.uefi_found(offer, found, now),
+            (Step::Restoring(offer, evidence), Done::Restored(restoring)) => {
+                self.restored(offer, &evidence, restoring, now);
+            }
+            (Step::CheckingStatement(offer, restored), Done::StatementChecked(good)) => {
+                self.stated(offer, restored, good, now);
+            }
+            (Step::Submitting(unsubmitted), Done::Submitted(submitted)) => {
+                self.submitted(unsubmitted, submitted, now);
+            }
+            (step, _) => {
+                self.phase = Phase::Busy(step);
+                self.dropped("Done", "it does not answer the command under way");
+            }
+        }
+    }
+
+    fn ready_received(&mut self, ready: Ready, ticket: Option<OpenedTicket>, now: Time) {
+        let Some(facts) = Facts::of(ready) else {
+            self.dropped("Ready", "the AK is not a public area with a SHA-256 name");
+            return;
+        };
+        if let Some(OpenedTicket { token, ak }) = ticket.filter(|ticket| ticket.ak == facts.ak)
+            && self.token.is_none()
+        {
+            self.token = Some(token);
+            self.trusted = Some(ak);
+        }
+        self.owes = true;
+        if matches!(self.phase, Phase::Busy(_)) {
+            self.pending = Some(facts);
+        } else {
+            self.ready(facts, now);
+        }
+    }
+
+    /// A device speaks up. When the bridge has a question open, asks it again; else goes on from what is known.
+    fn ready(&mut self, facts: Facts, now: Time) {
+        let same = self.facts.as_ref().is_some_and(|known| {
+            (known.boot, known.boot_time, known.ak, known.uefi) == (facts.boot, facts.boot_time, facts.ak, facts.uefi)
+        });
+        self.facts = Some(facts);
+        match std::mem::take(&mut self.phase) {
+            Phase::AwaitEvidence { offer, repeat, .. } if same && repeat.sent_at == now => {
+                self.phase = Phase::AwaitEvidence { offer, repeat, told: false };
+            }
+            Phase::AwaitEvidence { offer, .. } | Phase::AwaitStatement { offer, .. } if same => self.ask(offer, now),
+            Phase::AwaitProof { session, nonce, until, .. } if same && until > now => {
+                self.ask_for_proof(session, nonce, until, now);
+            }
+            Phase::Gather(gather) if same => self.ask_for_part(gather, now),
+            Phase::Resting { due } if same && due > now => {
+                self.accepted(due - now);
+                self.phase = Phase::Resting { due };
+            }
+            Phase::Settling(settling) if same => {
+                self.accepted(self.interval());
+                self.phase = Phase::Settling(settling);
+            }
+            Phase::Held { check_at } if same && check_at > now => {
+                self.later(check_at - now, LaterReason::Rebooted);
+                self.phase = Phase::Held { check_at };
+            }
+            Phase::Setback { retry_at, retry } if same && retry_at > now => {
+                self.later(retry_at - now, LaterReason::Keylime);
+                self.phase = Phase::Setback { retry_at, retry };
+            }
+            _ => self.proceed(now),
+        }
+    }
+
+    /// The device shows up on its topic: what it may have missed is said again.
+    fn present(&mut self, now: Time) {
+        match std::mem::take(&mut self.phase) {
+            Phase::AwaitEvidence { offer, repeat, .. } if repeat.sent_at != now => self.ask(offer, now),
+            Phase::AwaitProof { session, nonce, until, repeat } if repeat.sent_at != now && until > now => {
+                self.ask_for_proof(session, nonce, until, now);
+            }
+            Phase::AwaitActivation { enrol, blob, repeat } if repeat.sent_at != now => {
+                self.resend_credential(enrol, blob, repeat, now);
+            }
+            Phase::Gather(gather) => self.ask_for_part(gather, now),
+            Phase::Idle if self.facts.is_none() => {
+                let wait = self.jitter.upper_half(self.settings.spread);
+                self.later(wait, LaterReason::Again);
+            }
+            other => self.phase = other,
+        }
+    }
+
+    /// The next step towards an attestation: a token, a stated boot, a baseline, an offer.
+    fn proceed(&mut self, now: Time) {
+        let Some(facts) = self.facts.clone() else {
+            self.phase = Phase::Idle;
+            return;
+        };
+        let Some(token) = self.token.clone().filter(|_| self.trusted == Some(facts.ak)) else {
+            self.open_session(now);
+            return;
+        };
+        if let Some(unsubmitted) = self.unsubmitted.take_if(|unsubmitted| unsubmitted.offer.expires_at > now) {
+            self.submit(unsubmitted, now);
+        } else if self.stated_boot != Some((facts.boot, facts.boot_time)) {
+            self.check_boot(&facts);
+        } else if self.baseline.is_none() {
+            self.read_status(token, phase::Reading::Baseline);
+        } else {
+            self.offer(token, facts);
+        }
+    }
+
+    fn phase_due(&mut self, now: Time) {
+        match std::mem::take(&mut self.phase) {
+            Phase::AwaitActivation { blob, repeat, enrol } => match repeat.again() {
+                Some(repeat) => self.resend_credential(enrol, blob, repeat, now),
+                None => self.phase = Phase::Idle,
+            },
+            Phase::AwaitProof { session, nonce, until, repeat } => match repeat.again().filter(|_| until > now) {
+                Some(repeat) => self.ask_for_proof_again(session, nonce, until, repeat, now),
+                None => self.phase = Phase::Idle,
+            },
+            Phase::AwaitEvidence { offer, told, .. } if offer.expires_at <= now => {
+                if told {
+                    self.proceed(now);
+                }
+            }
+            Phase::AwaitEvidence { offer, repeat, told } => self.ask_again(offer, repeat, told, now),
+            Phase::AwaitStatement { offer, .. } if offer.expires_at <= now => self.phase = Phase::Idle,
+            Phase::AwaitStatement { offer, evidence, restored, repeat } => {
+                self.ask_to_state_again(offer, evidence, restored, repeat, now);
+            }
+            Phase::Gather(gather) => self.ask_for_part_again(gather, now),
+            Phase::Settling(settling) => self.read_outcome(settling),
+            Phase::Resting { .. } => self.proceed(now),
+            Phase::Held { .. } => self.check_hold(now),
+            Phase::Setback { retry, .. } => self.retry(*retry, now),
+            other @ (Phase::Idle | Phase::Busy(_)) => self.phase = other,
+        }
+    }
+
+    /// Keylime did not answer: the same again after a while, longer each time. A waiting device is told.
+    fn setback(&mut self, what: &'static str, retry: Retry, unavailable: Unavailable, now: Time) {
+        let doubling = self.jitter.upper_half(doubled(SETBACK_FIRST, self.setbacks, SETBACK_CAP));
+        let wait = unavailable.retry_after.map_or(doubling, |after| after.max(doubling));
+        self.setbacks += 1;
+        self.notice(Notice::Setback { what, wait });
+        if self.owes {
+            self.later(wait, LaterReason::Keylime);
+        }
+        self.phase = Phase::Setback { retry_at: now + wait, retry: Box::new(retry) };
+    }
+
+    fn retry(&mut self, retry: Retry, now: Time) {
+        match retry {
+            Retry::Proceed => self.proceed(now),
+            Retry::Activate(enrol, blob, activation) => self.activate(enrol, blob, activation),
+            Retry::Submit(unsubmitted) => self.submit(unsubmitted, now),
+            Retry::Outcome(settling) => self.read_outcome(settling),
+        }
+    }
+
+    /// The verifier does not know the device: it waits for the operator.
+    fn not_enrolled(&mut self) {
+        self.token = None;
+        self.trusted = None;
+        self.forget_attestations();
+        self.wait_for_operator(LaterReason::NotEnrolled);
+    }
+
+    fn wait_for_operator(&mut self, reason: LaterReason) {
+        let wait = doubled(self.settings.waiting_first, self.waits, self.settings.waiting_cap);
+        self.waits += 1;
+        self.report(Verdict::Unknown, Some(reason.to_string()));
+        self.later(wait, reason);
+        self.phase = Phase::Idle;
+    }
+
+    fn refuse(&mut self, reason: RefusedReason) {
+        let seconds = whole_seconds(self.settings.refused_wait);
+        self.report(Verdict::Unknown, Some(format!("refused: {reason}")));
+        self.send(Question::Refused(Refused { seconds, reason }));
+        self.phase = Phase::Idle;
+    }
+
+    /// What belonged to the verifier's record of the device, which is gone or new.
+    fn forget_attestations(&mut self) {
+        self.baseline = None;
+        self.passed_ima = None;
+        self.gathered = None;
+        self.timeout_at = None;
+        self.hold = 0;
+    }
+
+    fn interval(&self) -> Duration {
+        self.interval.unwrap_or(ASSUMED_INTERVAL)
+    }
+
+    fn sleeps(&self) -> bool {
+        self.facts.as_ref().is_some_and(|facts| facts.sleep.is_some())
+    }
+
+    fn repeat(&self, now: Time) -> Repeat {
+        Repeat::first(now, self.settings.repeat_after, self.settings.repeats)
+    }
+
+    fn command(&mut self, step: Step, command: Command) {
+        self.phase = Phase::Busy(step);
+        self.outputs.push_back(Output::Command(command));
+    }
+
+    fn send(&mut self, question: Question) {
+        self.owes = false;
+        self.outputs.push_back(Output::Send(Down { question, via: self.settings.via.clone() }));
+    }
+
+    fn later(&mut self, wait: Duration, reason: LaterReason) {
+        self.send(Question::Later(Later { seconds: whole_seconds(wait), reason }));
+    }
+
+    fn report(&mut self, verdict: Verdict, reason: Option<String>) {
+        let valid_for = self.interval() * TIMEOUT_INTERVALS;
+        let attestation_count = self.baseline.map(|standing| standing.attestation_count);
+        let report = Report { verdict, reason, nonce: None, attestation_count, valid_for };
+        self.outputs.push_back(Output::Report(report));
+    }
+
+    fn notice(&mut self, notice: Notice) {
+        self.outputs.push_back(Output::Notice(notice));
+    }
+
+    fn dropped(&mut self, kind: &'static str, why: &'static str) {
+        self.notice(Notice::Dropped { kind, why });
+    }
+}
+
+/// Whole seconds, rounded up, as messages carry them.
+fn whole_seconds(duration: Duration) -> u32 {
+    let rounded = duration.as_secs() + u64::from(duration.subsec_nanos() > 0);
+    u32::try_from(rounded).unwrap_or(u32::MAX)
+}

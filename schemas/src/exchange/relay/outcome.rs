@@ -1,0 +1,173 @@
+//! After the submission: the verdict, the next time, and the hold of a rebooted device.
+//!
+//! Keylime answers 202 before it has judged. PASS is reported only once its count or its last success has advanced.
+
+use std::time::Duration;
+
+use super::phase::{Phase, Reading, Retry, Settling};
+use super::port::{ImaState, Offer, Standing, Status};
+use super::{Relay, Report, TIMEOUT_INTERVALS, Time, doubled, whole_seconds};
+use crate::messages::{Accepted, Digest, LaterReason, Outcome, Question, Verdict};
+
+/// Keylime judges on the connection that brought the evidence, most often within 0.1 s.
+const FIRST_READ: Duration = Duration::from_millis(100);
+/// A large policy takes a second or two.
+const SLOWEST_READ: Duration = Duration::from_secs(2);
+/// After that the verdict is left open until the next attestation.
+const LONGEST_SETTLING: Duration = Duration::from_secs(20);
+/// A FAIL that stood before may be the old one: wait for the evidence to be judged, this long.
+const OLD_FAIL: Duration = Duration::from_secs(1);
+/// First wait of a device held after a reboot; doubles.
+const HOLD_FIRST: Duration = Duration::from_secs(5);
+/// Each look at a held device may cost a session of the verifier's budget.
+const HOLD_CAP: Duration = Duration::from_secs(300);
+
+impl Relay {
+    pub(super) fn settle(&mut self, offer: Offer, ima: Option<ImaState>, now: Time) {
+        self.gathered = None;
+        self.phase =
+            Phase::Settling(Settling { offer, ima, submitted_at: now, next_at: now + FIRST_READ, reads: 0 });
+    }
+
+    pub(super) fn read_outcome(&mut self, settling: Settling) {
+        match self.token.clone() {
+            Some(token) => self.read_status(token, Reading::Outcome(settling)),
+            None => self.rest(settling.submitted_at, Outcome::Unknown),
+        }
+    }
+
+    pub(super) fn status(&mut self, reading: Reading, status: Status, now: Time) {
+        match (status, reading) {
+            (Status::Standing(standing), Reading::Baseline) => {
+                self.setbacks = 0;
+                self.baseline = Some(standing);
+                self.proceed(now);
+            }
+            (Status::Standing(standing), Reading::Outcome(settling)) => self.judged(standing, settling, now),
+            (Status::Standing(standing), Reading::Hold) => {
+                if self.baseline.is_some_and(|before| standing.attestation_count < before.attestation_count) {
+                    self.forget_attestations();
+                    self.baseline = Some(standing);
+                    self.proceed(now);
+                } else {
+                    self.hold(now);
+                }
+            }
+            (Status::TokenRejected, Reading::Outcome(settling)) => {
+                self.token = None;
+                self.rest(settling.submitted_at, Outcome::Unknown);
+            }
+            (Status::TokenRejected, Reading::Baseline | Reading::Hold) => {
+                self.token = None;
+                self.proceed(now);
+            }
+            (Status::Gone, _) => self.not_enrolled(),
+            (Status::Unavailable(unavailable), Reading::Outcome(settling)) => {
+                self.setback("status", Retry::Outcome(settling), unavailable, now);
+            }
+            (Status::Unavailable(unavailable), Reading::Baseline | Reading::Hold) => {
+                self.setback("status", Retry::Proceed, unavailable, now);
+            }
+        }
+    }
+
+    fn judged(&mut self, standing: Standing, settling: Settling, now: Time) {
+        let before = self.baseline.unwrap_or(Standing {
+            verdict: Verdict::Pending,
+            attestation_count: 0,
+            last_received: 0,
+            last_success: 0,
+        });
+        let waited = now.saturating_sub(settling.submitted_at);
+        let advanced =
+            standing.attestation_count > before.attestation_count || standing.last_success > before.last_success;
+        let outcome = match standing.verdict {
+            Verdict::Fail if before.verdict != Verdict::Fail || waited >= OLD_FAIL => Some(Outcome::Fail),
+            Verdict::Fail => None,
+            _ if advanced => Some(Outcome::Pass),
+            _ if waited >= LONGEST_SETTLING => Some(Outcome::Unknown),
+            _ => None,
+        };
+        match outcome {
+            None => {
+                let wait = doubled(FIRST_READ, settling.reads, SLOWEST_READ);
+                let settling = Settling { next_at: now + wait, reads: settling.reads + 1, ..settling };
+                self.phase = Phase::Settling(settling);
+            }
+            Some(outcome) => {
+                self.baseline = Some(standing);
+                self.concluded(outcome, standing, &settling, now);
+            }
+        }
+    }
+
+    fn concluded(&mut self, outcome: Outcome, standing: Standing, settling: &Settling, now: Time) {
+        let (verdict, reason) = match outcome {
+            Outcome::Pass => (Verdict::Pass, None),
+            Outcome::Fail => {
+                (Verdict::Fail, Some("Keylime failed the device; see the verifier's log, then keylime_tenant -c update"))
+            }
+            Outcome::Unknown => (Verdict::Pending, Some("Keylime took the evidence and has not judged it yet")),
+        };
+        let valid_for = self.interval() * TIMEOUT_INTERVALS;
+        if outcome == Outcome::Pass {
+            self.fails = 0;
+            self.hold = 0;
+            self.passed_ima = settling.ima;
+            self.timeout_at = Some(now + valid_for);
+        } else {
+            self.fails += u32::from(outcome == Outcome::Fail);
+            self.passed_ima = None;
+            self.timeout_at = None;
+        }
+        self.outputs.push_back(super::Output::Report(Report {
+            verdict,
+            reason: reason.map(str::to_owned),
+            nonce: Some(Digest::of(&[settling.offer.nonce.as_bytes()])),
+            attestation_count: Some(standing.attestation_count),
+            valid_for,
+        }));
+        self.rest(settling.submitted_at, outcome);
+    }
+
+    /// Until the next attestation. Failing devices come less often.
+    fn rest(&mut self, submitted_at: Time, outcome: Outcome) {
+        let interval = self.interval();
+        let wait = match outcome {
+            Outcome::Fail => doubled(interval, self.fails.saturating_sub(1), self.settings.failing_cap.max(interval)),
+            Outcome::Pass | Outcome::Unknown => interval,
+        };
+        if self.sleeps() || self.owes {
+            self.send(Question::Accepted(Accepted { seconds: whole_seconds(wait), outcome }));
+        }
+        self.phase = Phase::Resting { due: submitted_at + wait };
+    }
+
+    /// Tells a device that it has nothing to do for a while.
+    pub(super) fn accepted(&mut self, wait: Duration) {
+        let outcome = match self.baseline.map(|standing| standing.verdict) {
+            Some(Verdict::Pass) => Outcome::Pass,
+            Some(Verdict::Fail) => Outcome::Fail,
+            _ => Outcome::Unknown,
+        };
+        self.send(Question::Accepted(Accepted { seconds: whole_seconds(wait), outcome }));
+    }
+
+    /// With an IMA policy Keylime fails every device for good after a reboot, unless it is added again first.
+    pub(super) fn hold(&mut self, now: Time) {
+        let wait = doubled(HOLD_FIRST, self.hold, HOLD_CAP);
+        if self.hold == 0 || self.owes {
+            self.report(Verdict::Unknown, Some(LaterReason::Rebooted.to_string()));
+            self.later(wait, LaterReason::Rebooted);
+        }
+        self.hold += 1;
+        self.phase = Phase::Held { check_at: now + wait };
+    }
+
+    pub(super) fn check_hold(&mut self, now: Time) {
+        match self.token.clone() {
+            Some(token) => self.read_status(token, Reading::Hold),
+            None => self.proceed(now),
+        }
+    }
+}

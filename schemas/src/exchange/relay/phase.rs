@@ -1,0 +1,192 @@
+//! Where a relay stands with its device. Each phase owns what it needs and nothing else has it.
+
+use std::time::Duration;
+
+use super::port::{ImaState, Offer, Restored};
+use crate::exchange::Time;
+use crate::messages::{Activation, Digest, Enrol, Evidence, LogKind, Nonce};
+
+/// A question that is repeated a few times.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Repeat {
+    pub(super) sent_at: Time,
+    /// When it is due again; nothing once it has been repeated often enough.
+    pub(super) next_at: Option<Time>,
+    wait: Duration,
+    left: u8,
+}
+
+impl Repeat {
+    pub(super) fn first(now: Time, wait: Duration, left: u8) -> Self {
+        Self { sent_at: now, next_at: Some(now + wait), wait, left }
+    }
+
+    /// The state after one more repeat; nothing when there were enough.
+    pub(super) fn again(self) -> Option<Self> {
+        let sent_at = self.next_at?;
+        let left = self.left.checked_sub(1)?;
+        let wait = self.wait * 2;
+        Some(Self { sent_at, next_at: Some(sent_at + wait), wait, left })
+    }
+
+    /// No more repeats; the device has to speak.
+    pub(super) fn spent(self) -> Self {
+        Self { next_at: None, left: 0, ..self }
+    }
+
+    /// Asked again at `at`, and then as often as at first.
+    pub(super) fn postponed(self, at: Time) -> Self {
+        Self { next_at: Some(at), left: self.left.max(1), ..self }
+    }
+
+    /// Sent now rather than when it was due.
+    pub(super) fn at(self, now: Time) -> Self {
+        Self { sent_at: now, next_at: Some(now + self.wait), ..self }
+    }
+}
+
+/// IMA lines taken up before the quote.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Gathered {
+    /// The line the verifier named.
+    pub(super) from: u64,
+    /// The first line not held.
+    pub(super) next: u64,
+    pub(super) lines: Vec<u8>,
+}
+
+/// A log on its way up, part by part.
+#[derive(Debug)]
+pub(super) struct Gather {
+    pub(super) offer: Offer,
+    pub(super) log: LogKind,
+    /// Bytes of the UEFI log; IMA lines go to [`Gathered`].
+    pub(super) uefi: Vec<u8>,
+    /// Parts asked for and not here yet.
+    pub(super) expected: u8,
+    pub(super) repeat: Repeat,
+}
+
+/// Evidence was submitted; the outcome is read.
+#[derive(Debug, Clone)]
+pub(super) struct Settling {
+    pub(super) offer: Offer,
+    pub(super) ima: Option<ImaState>,
+    pub(super) submitted_at: Time,
+    pub(super) next_at: Time,
+    pub(super) reads: u32,
+}
+
+/// Evidence that is bound to its offer, may be submitted, and has not reached the verifier.
+#[derive(Debug, Clone)]
+pub(super) struct Unsubmitted {
+    pub(super) offer: Offer,
+    pub(super) restored: Box<Restored>,
+    pub(super) ima: Option<ImaState>,
+}
+
+/// What is read from the verifier's status, and what for.
+#[derive(Debug)]
+pub(super) enum Reading {
+    Baseline,
+    Outcome(Settling),
+    Hold,
+}
+
+/// A command under way and what is needed to go on from its answer.
+#[derive(Debug)]
+pub(super) enum Step {
+    Registering(Enrol),
+    Activating(Enrol, Vec<u8>, Activation),
+    OpeningSession,
+    Proving,
+    CheckingBoot,
+    Reading(Reading),
+    Offering,
+    FindingUefi(Offer),
+    Restoring(Offer, Box<Evidence>),
+    CheckingStatement(Offer, Box<Restored>),
+    Submitting(Unsubmitted),
+}
+
+/// What is tried again after Keylime did not answer.
+#[derive(Debug)]
+pub(super) enum Retry {
+    Proceed,
+    Activate(Enrol, Vec<u8>, Activation),
+    Submit(Unsubmitted),
+    Outcome(Settling),
+}
+
+#[derive(Debug, Default)]
+pub(super) enum Phase {
+    /// The device has to speak.
+    #[default]
+    Idle,
+    Busy(Step),
+    AwaitActivation {
+        enrol: Enrol,
+        blob: Vec<u8>,
+        repeat: Repeat,
+    },
+    AwaitProof {
+        session: String,
+        nonce: Nonce,
+        until: Time,
+        repeat: Repeat,
+    },
+    Gather(Gather),
+    AwaitEvidence {
+        offer: Offer,
+        repeat: Repeat,
+        /// The device said that it cannot answer yet.
+        told: bool,
+    },
+    AwaitStatement {
+        offer: Offer,
+        /// What the statement must be over.
+        evidence: Digest,
+        restored: Box<Restored>,
+        repeat: Repeat,
+    },
+    Settling(Settling),
+    Resting {
+        due: Time,
+    },
+    /// Rebooted under an IMA policy: waits until it was added again.
+    Held {
+        check_at: Time,
+    },
+    Setback {
+        retry_at: Time,
+        retry: Box<Retry>,
+    },
+}
+
+impl Phase {
+    /// When something is to be done without the device. A device that sleeps is not challenged unasked.
+    pub(super) fn due(&self, sleeps: bool) -> Option<Time> {
+        match self {
+            Self::Idle | Self::Busy(_) => None,
+            Self::Resting { .. } if sleeps => None,
+            Self::AwaitActivation { repeat, .. } | Self::AwaitProof { repeat, .. } => repeat.next_at,
+            Self::Gather(Gather { offer, repeat, .. })
+            | Self::AwaitEvidence { offer, repeat, .. }
+            | Self::AwaitStatement { offer, repeat, .. } => {
+                Some(repeat.next_at.map_or(offer.expires_at, |at| at.min(offer.expires_at)))
+            }
+            Self::Settling(Settling { next_at: at, .. })
+            | Self::Resting { due: at }
+            | Self::Held { check_at: at }
+            | Self::Setback { retry_at: at, .. } => Some(*at),
+        }
+    }
+
+    pub(super) fn held(&self) -> usize {
+        match self {
+            Self::Gather(gather) => gather.uefi.len(),
+            Self::AwaitStatement { restored, .. } => restored.ima.as_ref().map_or(0, Vec::len),
+            _ => 0,
+        }
+    }
+}

@@ -1,0 +1,411 @@
+//! What a relay asks of its shell and what comes back: Keylime's answers, restored evidence, checked signatures.
+//!
+//! There is at most one [`Command`] under way per device; each is answered by exactly one [`Done`] of its kind.
+
+use std::fmt;
+use std::time::Duration;
+
+use zeroize::Zeroizing;
+
+use crate::exchange::Time;
+use crate::messages::limits::{MAX_PUBLIC, MAX_TICKET};
+use crate::messages::{
+    AkName, BootMarker, Bounded, Digest, Enrol, Evidence, Nonce, PcrMask, Ready, RefusedReason, Signed, UefiLog,
+    Verdict,
+};
+
+/// A session token of the verifier. Never shown, wiped when dropped.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Token(Zeroizing<String>);
+
+impl Token {
+    /// Takes a token.
+    pub fn new(token: String) -> Self {
+        Self(Zeroizing::new(token))
+    }
+
+    /// The token itself, for the `Authorization` header and for sealing.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Token(..)")
+    }
+}
+
+/// What a ticket held, once its seal was found good.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OpenedTicket {
+    /// The session token.
+    pub token: Token,
+    /// The AK that was proven for it.
+    pub ak: AkName,
+}
+
+/// What a device said of itself in its last `Ready`. Claims, until the AK is trusted and the statement checked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Facts {
+    /// The boot.
+    pub boot: BootMarker,
+    /// Boot time in Unix seconds.
+    pub boot_time: u64,
+    /// PCRs it lets be quoted.
+    pub pcrs: PcrMask,
+    /// TPM2B_PUBLIC of the AK.
+    pub ak_public: Bounded<MAX_PUBLIC>,
+    /// The name of that AK.
+    pub ak: AkName,
+    /// The statement that binds boot and boot time.
+    pub statement: Signed,
+    /// Lines in the IMA log.
+    pub ima_entries: Option<u64>,
+    /// The UEFI log.
+    pub uefi: Option<UefiLog>,
+    /// Seconds between wakings, of a device that sleeps.
+    pub sleep: Option<u32>,
+}
+
+impl Facts {
+    /// Reads a `Ready`; nothing when its AK is not a public area with a SHA-256 name.
+    pub(super) fn of(ready: Ready) -> Option<Self> {
+        let ak = AkName::of_public(ready.ak_public.as_slice())?;
+        let Ready { boot, boot_time, pcrs, ak_public, statement, ima_entries, uefi, ticket: _, sleep } = ready;
+        Some(Self { boot, boot_time, pcrs, ak_public, ak, statement, ima_entries, uefi, sleep })
+    }
+}
+
+/// One kind of evidence that the verifier asked for, in its order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Requested {
+    /// A TPM quote.
+    Quote,
+    /// The UEFI log.
+    Uefi,
+    /// The IMA log from a line on.
+    Ima {
+        /// The first line wanted.
+        offset: u64,
+    },
+}
+
+/// An attestation that the verifier has opened and waits for. It is named by index *and* nonce: the index alone
+/// starts again at 0 when an operator adds a device anew.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Offer {
+    /// Keylime's index of the attestation.
+    pub index: u64,
+    /// Its nonce.
+    pub nonce: Nonce,
+    /// PCRs to quote.
+    pub pcrs: PcrMask,
+    /// What to send, in order.
+    pub requested: Vec<Requested>,
+    /// When the verifier takes no evidence for it any more.
+    pub expires_at: Time,
+}
+
+impl Offer {
+    /// Whether the UEFI log is wanted.
+    pub fn wants_uefi(&self) -> bool {
+        self.requested.contains(&Requested::Uefi)
+    }
+
+    /// The first IMA line wanted.
+    pub fn ima_offset(&self) -> Option<u64> {
+        self.requested.iter().find_map(|requested| match requested {
+            Requested::Ima { offset } => Some(*offset),
+            Requested::Quote | Requested::Uefi => None,
+        })
+    }
+}
+
+/// PCR 10 after so many lines of the IMA log, as a passed attestation left it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ImaState {
+    /// Lines replayed.
+    pub entries: u64,
+    /// PCR 10 in the SHA-256 bank.
+    pub pcr10: Digest,
+}
+
+/// IMA lines that the verifier has not seen, and where they stand.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImaText {
+    /// Lines of the log before these.
+    pub offset: u64,
+    /// Whole lines.
+    pub lines: Vec<u8>,
+    /// PCR 10 at `offset`, when it is known.
+    pub state: Option<ImaState>,
+}
+
+/// Evidence as the verifier takes it, bound to its offer by the signature that was checked.
+///
+/// It does not say that the logs are what the device measured: a log that does not explain the quote needs a
+/// statement before it is submitted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Restored {
+    /// TPMS_ATTEST and TPMT_SIGNATURE.
+    pub quote: Signed,
+    /// The quoted PCRs' values in tpm2-tools' layout.
+    pub pcr_blob: Vec<u8>,
+    /// IMA lines from the line that the verifier named.
+    pub ima: Option<Vec<u8>>,
+    /// The UEFI log, by its digest.
+    pub uefi: Option<Digest>,
+}
+
+/// What the shell is asked to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Command {
+    /// Judge admission, then register the keys. Answered by [`Done::Registered`].
+    Register(Enrol),
+    /// Activate. Answered by [`Done::Activated`].
+    Activate {
+        /// HMAC-SHA384 of the device.
+        auth_tag: [u8; 48],
+    },
+    /// Open a session, inside the budget. Answered by [`Done::Session`].
+    OpenSession {
+        /// The device attested before in this process.
+        known: bool,
+    },
+    /// Give the verifier a proof; seal a ticket when it passes. Answered by [`Done::Proven`].
+    Prove {
+        /// Keylime's session id.
+        session: String,
+        /// TPM2_Certify over the session nonce.
+        proof: Signed,
+    },
+    /// Check a quote of no PCRs over `expected`. Answered by [`Done::StatementChecked`].
+    CheckStatement {
+        /// The quote.
+        statement: Signed,
+        /// What its extraData must be.
+        expected: Digest,
+        /// TPM2B_PUBLIC of the AK.
+        ak_public: Bounded<MAX_PUBLIC>,
+    },
+    /// Read how the verifier sees the device. Answered by [`Done::Status`].
+    ReadStatus {
+        /// The device's session token.
+        token: Token,
+    },
+    /// Offer what the device has and get a nonce. Answered by [`Done::Offered`].
+    Offer {
+        /// The device's session token.
+        token: Token,
+        /// What it has.
+        facts: Box<Facts>,
+    },
+    /// Look for a UEFI log in the cache. Answered by [`Done::UefiFound`].
+    FindUefi(Digest),
+    /// Keep a UEFI log. Not answered.
+    KeepUefi(Digest, Vec<u8>),
+    /// Restore evidence and check what the signature binds. Answered by [`Done::Restored`].
+    Restore {
+        /// What was asked.
+        offer: Offer,
+        /// What came.
+        evidence: Box<Evidence>,
+        /// TPM2B_PUBLIC of the trusted AK.
+        ak_public: Bounded<MAX_PUBLIC>,
+        /// IMA lines that were gathered before.
+        ima: Option<ImaText>,
+    },
+    /// Submit to the index of the offer. Answered by [`Done::Submitted`].
+    Submit {
+        /// The device's session token.
+        token: Token,
+        /// Where to.
+        offer: Offer,
+        /// What.
+        restored: Box<Restored>,
+    },
+}
+
+/// Keylime does not answer, or not in its own words.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Unavailable {
+    /// Its `Retry-After`, when it gave one.
+    pub retry_after: Option<Duration>,
+}
+
+/// What came of a [`Command`].
+#[derive(Debug, Clone)]
+pub enum Done {
+    /// For [`Command::Register`].
+    Registered(Registered),
+    /// For [`Command::Activate`].
+    Activated(Activated),
+    /// For [`Command::OpenSession`].
+    Session(Session),
+    /// For [`Command::Prove`].
+    Proven(Proven),
+    /// For [`Command::CheckStatement`].
+    StatementChecked(bool),
+    /// For [`Command::ReadStatus`].
+    Status(Status),
+    /// For [`Command::Offer`].
+    Offered(Offered),
+    /// For [`Command::FindUefi`].
+    UefiFound(bool),
+    /// For [`Command::Restore`].
+    Restored(Restoring),
+    /// For [`Command::Submit`].
+    Submitted(Submitted),
+}
+
+/// The registrar on a registration.
+#[derive(Debug, Clone)]
+pub enum Registered {
+    /// Registered; the blob to activate.
+    Credential(Vec<u8>),
+    /// Not admitted, or the registrar refused.
+    Refused(RefusedReason),
+    /// No answer.
+    Unavailable(Unavailable),
+}
+
+/// The registrar on an activation.
+#[derive(Debug, Clone, Copy)]
+pub enum Activated {
+    /// Active.
+    Accepted,
+    /// The tag was wrong and the record is gone.
+    WrongTag,
+    /// No such record.
+    Unknown,
+    /// No answer.
+    Unavailable(Unavailable),
+}
+
+/// The verifier on a new session.
+#[derive(Debug, Clone)]
+pub enum Session {
+    /// Opened.
+    Opened {
+        /// Keylime's session id.
+        session: String,
+        /// The nonce to certify over.
+        nonce: Nonce,
+        /// How long the nonce is good.
+        good_for: Duration,
+    },
+    /// The budget or the verifier's limit says: not now.
+    Wait(Duration),
+    /// No answer.
+    Unavailable(Unavailable),
+}
+
+/// The verifier on a proof.
+#[derive(Debug, Clone)]
+pub enum Proven {
+    /// It passed.
+    Token {
+        /// The session token.
+        token: Token,
+        /// The AK name inside the certification that passed.
+        certified: AkName,
+        /// Token and name, sealed for the device to keep.
+        ticket: Option<Bounded<MAX_TICKET>>,
+    },
+    /// The verifier does not know the device.
+    NotEnrolled,
+    /// Another AK than the enrolled one.
+    BadProof,
+    /// The session is gone.
+    SessionGone,
+    /// No answer.
+    Unavailable(Unavailable),
+}
+
+/// How the verifier sees a device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Standing {
+    /// PENDING, PASS, FAIL or TIMEOUT.
+    pub verdict: Verdict,
+    /// Its count of attestations.
+    pub attestation_count: u64,
+    /// Its time of the last evidence, Unix seconds; 0 for none.
+    pub last_received: u64,
+    /// Its time of the last success, Unix seconds; 0 for none.
+    pub last_success: u64,
+}
+
+/// The verifier on the status of a device.
+#[derive(Debug, Clone, Copy)]
+pub enum Status {
+    /// This.
+    Standing(Standing),
+    /// The token is not good any more.
+    TokenRejected,
+    /// It does not know the device.
+    Gone,
+    /// No answer.
+    Unavailable(Unavailable),
+}
+
+/// The verifier on an offer.
+#[derive(Debug, Clone)]
+pub enum Offered {
+    /// Opened.
+    Opened(Offer),
+    /// No policy: nothing is asked for.
+    NothingRequested,
+    /// The token is not good any more.
+    TokenRejected,
+    /// It does not know the device.
+    NotEnrolled,
+    /// Before the interval has passed.
+    Early(Duration),
+    /// Another request for this device was under way.
+    Conflict,
+    /// It cannot use what was offered; Keylime's words.
+    Invalid(String),
+    /// No answer.
+    Unavailable(Unavailable),
+}
+
+/// What restoring found.
+#[derive(Debug, Clone)]
+pub enum Restoring {
+    /// The signature binds it to the offer, and the logs explain the quote.
+    Explained {
+        /// The evidence.
+        restored: Box<Restored>,
+        /// PCR 10 where the quote was taken.
+        ima: Option<ImaState>,
+    },
+    /// The signature binds it, but a log does not explain the quote: a statement is needed.
+    Unexplained {
+        /// The evidence.
+        restored: Box<Restored>,
+        /// What is not explained.
+        what: &'static str,
+    },
+    /// The signature does not bind it, or the clock is not safe.
+    Unbound(&'static str),
+}
+
+/// The verifier on evidence.
+#[derive(Debug, Clone)]
+pub enum Submitted {
+    /// Taken; time to the next attestation.
+    Accepted(Duration),
+    /// Taken before: an earlier answer was lost.
+    AlreadyAccepted,
+    /// Another attestation was opened since, or this one ran out.
+    Superseded,
+    /// The token is not good any more.
+    TokenRejected,
+    /// The attestation is gone: the device was removed or added anew.
+    Gone,
+    /// It cannot use it; Keylime's words.
+    Invalid(String),
+    /// No answer.
+    Unavailable(Unavailable),
+}

@@ -1,0 +1,20 @@
+//! What travels, as types. The grammar is `keylime-mqtt.cddl`; field order here is key order there.
+//!
+//! A field's position is its key: fields are only ever appended, and a new one is optional.
+
+mod bytes;
+mod down;
+pub mod limits;
+mod result;
+mod up;
+
+pub use bytes::{AkName, BootMarker, Bounded, Digest, NoSuchPcr, Nonce, NonceTag, PcrMask, TooLong};
+pub use down::{
+    Accepted, Challenge, Credential, Down, Enrolled, Later, LaterReason, LogKind, Need, Outcome, Prove, Question,
+    Refused, RefusedReason, State,
+};
+pub use result::{AttestationResult, BridgeStatus, Verdict};
+pub use up::{
+    Activation, Blob, Enrol, Evidence, ImaSegment, NotYet, NotYetReason, Presence, Proof, Ready, Signed, Statement,
+    UefiLog, Up,
+};

@@ -1,0 +1,226 @@
+//! From the device to the bridge.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use super::bytes::{BootMarker, Bounded, Digest, NonceTag, PcrMask};
+use super::limits::{
+    MAX_ATTEST, MAX_CERTIFICATE, MAX_INLINE_IMA, MAX_PART, MAX_PCR_VALUES, MAX_PUBLIC, MAX_SIGNATURE, MAX_TICKET,
+};
+
+/// What a device says.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Up {
+    /// Here are my keys: register me.
+    Enrol(Enrol),
+    /// The answer to a [`super::Credential`].
+    Activation(Activation),
+    /// I am here, and this is my state.
+    Ready(Ready),
+    /// The answer to a [`super::Prove`].
+    Proof(Proof),
+    /// The answer to a [`super::Challenge`].
+    Evidence(Evidence),
+    /// The answer to a [`super::Need`].
+    Blob(Blob),
+    /// The answer to a [`super::State`].
+    Statement(Statement),
+    /// A question that cannot be answered yet, and why.
+    NotYet(NotYet),
+}
+
+impl Up {
+    /// The kind as a word, for logs and counters.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Enrol(_) => "Enrol",
+            Self::Activation(_) => "Activation",
+            Self::Ready(_) => "Ready",
+            Self::Proof(_) => "Proof",
+            Self::Evidence(_) => "Evidence",
+            Self::Blob(_) => "Blob",
+            Self::Statement(_) => "Statement",
+            Self::NotYet(_) => "NotYet",
+        }
+    }
+}
+
+/// The keys of a device, for the registrar. A claim until the credential is activated.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Enrol {
+    /// TPM2B_PUBLIC of the endorsement key.
+    pub ek_public: Bounded<MAX_PUBLIC>,
+    /// TPM2B_PUBLIC of the attestation key.
+    pub ak_public: Bounded<MAX_PUBLIC>,
+    /// The endorsement key's certificate (the leaf, DER), where the TPM has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ek_certificate: Option<Bounded<MAX_CERTIFICATE>>,
+}
+
+/// Proof that the TPM holding the EK holds the AK: an HMAC over the device's own id with the decrypted credential.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Activation {
+    /// SHA-256 of the credential blob it answers.
+    pub credential: Digest,
+    /// HMAC-SHA384 as the registrar wants it, 48 bytes.
+    pub auth_tag: serde_bytes::ByteArray<48>,
+}
+
+/// A signature of the AK with what it signed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Signed {
+    /// TPMS_ATTEST.
+    pub attest: Bounded<MAX_ATTEST>,
+    /// TPMT_SIGNATURE.
+    pub signature: Bounded<MAX_SIGNATURE>,
+}
+
+/// The state of a device in its present boot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Ready {
+    /// The boot.
+    pub boot: BootMarker,
+    /// When it booted, in Unix seconds; never lower than at an earlier boot.
+    pub boot_time: u64,
+    /// PCRs that the device lets be quoted, in the SHA-256 bank.
+    pub pcrs: PcrMask,
+    /// TPM2B_PUBLIC of the attestation key: a claim.
+    pub ak_public: Bounded<MAX_PUBLIC>,
+    /// [`crate::statement::boot_statement`] over this boot, signed by the AK.
+    pub statement: Signed,
+    /// Lines in the IMA log, where there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ima_entries: Option<u64>,
+    /// The UEFI log, where there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uefi: Option<UefiLog>,
+    /// The ticket last received.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ticket: Option<Bounded<MAX_TICKET>>,
+    /// Seconds between wakings of a device that sleeps; 0 when it wakes at no fixed time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sleep: Option<u32>,
+}
+
+/// Names a UEFI log by its content.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UefiLog {
+    /// SHA-256 of the log.
+    pub digest: Digest,
+    /// Its size in bytes, at most [`super::limits::MAX_UEFI_LOG`].
+    pub size: u32,
+}
+
+/// TPM2_Certify of the AK by itself over a session nonce.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Proof {
+    /// Which session nonce it answers.
+    pub tag: NonceTag,
+    /// The certification.
+    pub signed: Signed,
+}
+
+/// A quote and what it covers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Evidence {
+    /// Which nonce it answers.
+    pub tag: NonceTag,
+    /// The quote.
+    pub quote: Signed,
+    /// The quoted PCRs' values, 32 bytes each, ascending.
+    pub pcr_values: Bounded<MAX_PCR_VALUES>,
+    /// The IMA lines that were asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ima: Option<ImaSegment>,
+    /// SHA-256 of this boot's UEFI log, when it was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uefi: Option<Digest>,
+}
+
+/// Whole lines of the ascii IMA log.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ImaSegment {
+    /// Lines of the log before these.
+    pub offset: u64,
+    /// The lines as the kernel gave them, each with its newline.
+    pub lines: Bounded<MAX_INLINE_IMA>,
+}
+
+/// A part of a log.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Blob {
+    /// The log: 0 UEFI, 1 IMA.
+    pub log: super::LogKind,
+    /// The boot that the log is of.
+    pub boot: BootMarker,
+    /// Where the part begins: a byte of the UEFI log, a line of the IMA log.
+    pub offset: u64,
+    /// The part: bytes of the UEFI log, whole lines of the IMA log. Empty at the end of the log.
+    pub part: Bounded<MAX_PART>,
+}
+
+/// A quote of no PCRs by which the device says: this evidence is what I sent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Statement {
+    /// Which nonce the evidence answered.
+    pub tag: NonceTag,
+    /// The quote; its extraData is [`crate::statement::evidence_statement`].
+    pub signed: Signed,
+}
+
+/// Why a device does not answer a question yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum NotYetReason {
+    /// The TPM's clock is not `safe` after a power cut; Keylime would fail such a quote for good.
+    ClockNotSafe,
+    /// The TPM's clock is below the one last quoted, as after a power cut.
+    ClockBehind,
+    /// The TPM does not answer or is locked.
+    Tpm,
+    /// A log cannot be read.
+    Log,
+}
+
+impl fmt::Display for NotYetReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::ClockNotSafe => {
+                "the device waits: after a power cut its TPM's clock is not safe yet, and Keylime would fail the quote for good"
+            }
+            Self::ClockBehind => "the device waits: after a power cut its TPM's clock is below the one last quoted",
+            Self::Tpm => "the device waits: its TPM does not answer or is locked; look at the agent's log",
+            Self::Log => "the device waits: it cannot read a measurement log; look at the agent's log",
+        })
+    }
+}
+
+/// The device cannot answer yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NotYet {
+    /// Which nonce the question carried.
+    pub tag: NonceTag,
+    /// Why.
+    pub reason: NotYetReason,
+    /// When asking again may help, in seconds.
+    pub seconds: u32,
+}
+
+/// Retained on the presence topic: set by the device as it connects, cleared by its last will.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Presence {
+    /// Whether the device is connected.
+    pub online: bool,
+}

@@ -1,0 +1,50 @@
+//! What a statement's extraData is: a labelled hash, so that no other quote can be taken for one.
+//!
+//! A statement is a TPM2_Quote of no PCRs. A verifier's nonce is 16 bytes and this hash has 32, and the labels differ,
+//! so a statement never answers a challenge and neither kind answers the other.
+//! It proves that the holder of the AK said so; it proves nothing about what is true on the device.
+
+use crate::AgentId;
+use crate::messages::{BootMarker, Digest, Nonce};
+
+const BOOT: &[u8] = b"keylime-mqtt boot statement 1\0";
+const EVIDENCE: &[u8] = b"keylime-mqtt evidence statement 1\0";
+
+/// Binds a boot time to a boot: `H(label, boot marker, boot time as u64 big endian, agent id)`.
+pub fn boot_statement(id: &AgentId, boot: &BootMarker, boot_time: u64) -> Digest {
+    Digest::of(&[BOOT, boot.as_bytes(), &boot_time.to_be_bytes(), id.as_str().as_bytes()])
+}
+
+/// Binds evidence to its nonce: `H(label, nonce, H(evidence as encoded), H(IMA lines), agent id)`.
+///
+/// `ima` is the digest of all IMA lines from the line the question named to the last one of the evidence, with their
+/// newlines; of no lines when the question named none.
+pub fn evidence_statement(id: &AgentId, nonce: &Nonce, evidence: &Digest, ima: &Digest) -> Digest {
+    Digest::of(&[EVIDENCE, nonce.as_bytes(), evidence.as_bytes(), ima.as_bytes(), id.as_str().as_bytes()])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_part_changes_the_statement() {
+        let (a, b): (AgentId, AgentId) = ("a".parse().unwrap(), "b".parse().unwrap());
+        let (d, e) = (Digest::of(&[b"d"]), Digest::of(&[b"e"]));
+        let (n, m) = (Nonce::from([1; 16]), Nonce::from([2; 16]));
+        let (boot, other) = (BootMarker::from([1; 16]), BootMarker::from([2; 16]));
+        let all = [
+            evidence_statement(&a, &n, &d, &e),
+            evidence_statement(&b, &n, &d, &e),
+            evidence_statement(&a, &m, &d, &e),
+            evidence_statement(&a, &n, &e, &e),
+            evidence_statement(&a, &n, &d, &d),
+            boot_statement(&a, &boot, 1),
+            boot_statement(&b, &boot, 1),
+            boot_statement(&a, &other, 1),
+            boot_statement(&a, &boot, 2),
+        ];
+        let distinct: std::collections::BTreeSet<_> = all.iter().collect();
+        assert_eq!(distinct.len(), all.len());
+    }
+}

@@ -1,0 +1,50 @@
+//! Between payloads and messages: codec and fragments together, with what each direction may do.
+//!
+//! A device's answers may be fragmented; its first words (`Enrol`, `Ready`) and everything from a bridge may not.
+
+use crate::codec::{CodecError, decode, encode};
+use crate::exchange::Time;
+use crate::fragment::{FragmentError, Reassembly, split};
+use crate::messages::limits::MAX_FIRST_CONTACT;
+use crate::messages::{Down, Up};
+
+/// Why a payload from a device is refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum WireError {
+    /// The payload or its fragments.
+    #[error(transparent)]
+    Fragment(#[from] FragmentError),
+    /// The message.
+    #[error(transparent)]
+    Codec(#[from] CodecError),
+    /// `Enrol` or `Ready` in fragments or above [`MAX_FIRST_CONTACT`].
+    #[error("a first contact in fragments or above {MAX_FIRST_CONTACT} bytes")]
+    FirstContact,
+}
+
+/// A device's message as payloads of at most `payload` bytes each. `message` tells its fragments from other messages'.
+pub fn pack_up(up: &Up, message: u32, payload: usize) -> Result<Vec<Vec<u8>>, CodecError> {
+    split(encode(up)?, message, payload)
+}
+
+/// A payload from a device; gives the message once it is whole.
+pub fn unpack_up(payload: Vec<u8>, reassembly: &mut Reassembly, now: Time) -> Result<Option<Up>, WireError> {
+    let size = payload.len();
+    let Some(encoded) = reassembly.accept(payload, now)? else { return Ok(None) };
+    let up: Up = decode(&encoded)?;
+    let first_contact = matches!(up, Up::Enrol(_) | Up::Ready(_));
+    if first_contact && (size != encoded.len() || size > MAX_FIRST_CONTACT) {
+        return Err(WireError::FirstContact);
+    }
+    Ok(Some(up))
+}
+
+/// A bridge's message as one payload.
+pub fn pack_down(down: &Down) -> Result<Vec<u8>, CodecError> {
+    encode(down)
+}
+
+/// A payload from a bridge.
+pub fn unpack_down(payload: &[u8]) -> Result<Down, CodecError> {
+    if payload.len() > MAX_FIRST_CONTACT { Err(CodecError::TooLarge(payload.len())) } else { decode(payload) }
+}
