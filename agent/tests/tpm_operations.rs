@@ -22,7 +22,7 @@ fn signed_by_ak(identity: &Identity, attest: &[u8], signature: &[u8]) -> bool {
     assert_eq!(signature[..6], [0x00, 0x14, 0x00, 0x0B, 0x01, 0x00]);
     // The modulus is the last field of TPMT_PUBLIC.
     let modulus = &identity.ak_public[identity.ak_public.len() - 256..];
-    RsaPublicKeyComponents { n: modulus, e: [1, 0, 1] }
+    RsaPublicKeyComponents { n: modulus, e: &[1, 0, 1] }
         .verify(&RSA_PKCS1_2048_8192_SHA256, attest, &signature[6..])
         .is_ok()
 }

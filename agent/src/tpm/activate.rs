@@ -60,7 +60,7 @@ pub(super) fn activate(open: &mut Opened, challenge: &Challenge) -> Result<Zeroi
     ek.release(&mut open.context)?;
     match opened {
         Ok(credential) => Ok(Zeroizing::new(credential.value().to_vec())),
-        Err(error) if is_rejection(error) => Err(TpmError::CredentialRejected { code: TpmCode(error) }.into()),
+        Err(error) if is_rejection(error, open) => Err(TpmError::CredentialRejected { code: TpmCode(error) }.into()),
         Err(error) => Err(error.into()),
     }
 }
@@ -101,17 +101,22 @@ fn with_ek_policy(
 }
 
 /// The codes for a credential that is not ours: wrong HMAC, or a secret that does not decrypt.
-fn is_rejection(error: Error) -> bool {
-    let Error::Tss2Error(code @ Tss2ResponseCode::FormatOne(_)) = error else { return false };
-    matches!(
-        code.kind(),
-        Some(
-            Tss2ResponseCodeKind::Integrity
-                | Tss2ResponseCodeKind::Value
-                | Tss2ResponseCodeKind::Size
-                | Tss2ResponseCodeKind::Insufficient
-        )
-    )
+fn is_rejection(error: Error, open: &mut Opened) -> bool {
+    let Error::Tss2Error(code) = error else { return false };
+    match code {
+        Tss2ResponseCode::FormatOne(_) => matches!(
+            code.kind(),
+            Some(
+                Tss2ResponseCodeKind::Integrity
+                    | Tss2ResponseCodeKind::Value
+                    | Tss2ResponseCodeKind::Size
+                    | Tss2ResponseCodeKind::Insufficient
+            )
+        ),
+        // libtpms says TPM_RC_FAILURE when the secret was encrypted to another RSA key. A TPM that has really failed
+        // answers nothing else any more.
+        _ => code == Tss2ResponseCode::from(0x101) && open.context.read_public(open.ak).is_ok(),
+    }
 }
 
 #[cfg(test)]
