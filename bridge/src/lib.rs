@@ -1,1 +1,19 @@
-//! Server side: Keylime REST, restoring evidence, scheduling
+//! Server side of keylime-mqtt: it drives Keylime's unmodified registrar and verifier on behalf of devices that reach nothing but a broker.
+//!
+//! The bridge conveys and never judges (RFC 9334: a relay). What it decides for itself is only what it lets through: TPMs that its
+//! operator admits ([`admission`]), and evidence that is bound to the verifier's nonce by the device's AK ([`restore`]), so
+//! that neither a broker nor another device can make a device fail.
+//!
+//! ```text
+//! MQTT -> exchange::Relay -> restore -> keylime -> registrar / verifier
+//!              admission, session_budget, ticket at its side
+//! ```
+//!
+//! Nothing is stored here that cannot be lost: a bridge that starts anew finds every device again by its next `Ready`.
+
+pub mod admission;
+pub mod keylime;
+pub mod restore;
+pub mod session_budget;
+pub mod ticket;
+pub mod tpm;

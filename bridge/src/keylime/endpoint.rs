@@ -1,0 +1,223 @@
+//! One HTTP service: connections, time limits, size limits.
+//!
+//! Invariant: a call returns within its time limit, with at most its size limit in memory, and every way in which
+//! it can go wrong is a counted [`Unavailable`].
+//!
+//! A device stays on one of a few keep-alive connections ("lanes"): Keylime's time-out timers live in the worker process that
+//! accepted the connection, and a device that wanders between workers is reported as timed out.
+
+use super::token::SessionToken;
+use super::unavailable::{Counters, Reason, Unavailable};
+use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue, LOCATION, RETRY_AFTER};
+use reqwest::redirect::Policy;
+use reqwest::{Client, Method, Response, Url};
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::time::Duration;
+use thiserror::Error;
+use zeroize::Zeroizing;
+
+/// Time to connect, TLS included; a service that is up does it in milliseconds
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long an idle connection is kept: above the usual attestation interval, so that lanes last
+const IDLE_TIMEOUT: Duration = Duration::from_secs(300);
+/// Largest answer of which the content matters; Keylime's are below 4 KiB
+pub(super) const MAX_ANSWER: usize = 256 * 1024;
+/// Longest `Retry-After` believed: Keylime's own blocks end after an hour
+const MAX_RETRY_AFTER: Duration = Duration::from_secs(3600);
+
+/// JSON:API, the only content type the verifier's v3 attestations accept
+pub(super) const JSON_API: &str = "application/vnd.api+json";
+/// Plain JSON: v2 handlers fail on JSON:API
+pub(super) const JSON: &str = "application/json";
+
+/// How to reach a service
+#[derive(Debug, Clone)]
+pub struct EndpointSettings {
+    /// Scheme, host and port
+    pub url: Url,
+    /// TLS with the service's own trust store; `None` only where plain HTTP was asked for by a `danger_` setting
+    pub tls: Option<rustls::ClientConfig>,
+    /// Longest time for one request. The verifier hashes tokens and checks logs on the thread that answers, so well above a minute
+    pub timeout: Duration,
+    /// Number of keep-alive connections over which devices are spread, at least 1
+    pub lanes: usize,
+}
+
+/// A service that cannot be set up
+#[derive(Debug, Error)]
+pub enum EndpointError {
+    /// Plain HTTP without having been allowed, or no HTTP at all
+    #[error("{url}: must be an https URL with a host and no path")]
+    Scheme {
+        /// The URL at fault
+        url: Url,
+    },
+    /// The HTTP library refused the settings
+    #[error("{url}: the HTTP client cannot be built ({source})")]
+    Client {
+        /// The URL at fault
+        url: Url,
+        /// What the library said
+        source: reqwest::Error,
+    },
+}
+
+#[derive(Debug)]
+pub(super) struct Endpoint {
+    base: Url,
+    lanes: Vec<Client>,
+    unavailable: Counters,
+}
+
+/// One request, complete
+pub(super) struct Call<'a> {
+    pub(super) method: Method,
+    /// Path segments; each is escaped
+    pub(super) path: &'a [&'a str],
+    pub(super) content_type: &'static str,
+    pub(super) token: Option<&'a SessionToken>,
+    pub(super) body: Option<Vec<u8>>,
+    /// Decides the lane
+    pub(super) agent: &'a str,
+    /// Largest answer to read, bytes
+    pub(super) max_answer: usize,
+}
+
+/// An answer within its limits
+pub(super) struct Answer {
+    pub(super) status: u16,
+    pub(super) retry_after: Option<Duration>,
+    pub(super) location: Option<String>,
+    /// The whole body, or why there is none: what a status code alone says stays usable when the body is not.
+    /// Wiped when dropped, for one of them carries a token
+    pub(super) body: Result<Zeroizing<Vec<u8>>, Reason>,
+}
+
+impl Endpoint {
+    pub(super) fn new(settings: &EndpointSettings) -> Result<Self, EndpointError> {
+        let url = &settings.url;
+        let scheme = if settings.tls.is_some() { "https" } else { "http" };
+        if url.scheme() != scheme || url.host_str().is_none() || !matches!(url.path(), "" | "/") {
+            return Err(EndpointError::Scheme { url: url.clone() });
+        }
+        let lanes = (0..settings.lanes.max(1))
+            .map(|_| build_client(settings))
+            .collect::<Result<_, _>>()
+            .map_err(|source| EndpointError::Client { url: url.clone(), source })?;
+        Ok(Self { base: url.clone(), lanes, unavailable: Counters::default() })
+    }
+
+    /// Sends one request and reads its answer, both bounded
+    pub(super) async fn send(&self, call: Call<'_>) -> Result<Answer, Unavailable> {
+        let mut request = self
+            .lane(call.agent)?
+            .request(call.method, self.url(call.path)?)
+            .header(CONTENT_TYPE, HeaderValue::from_static(call.content_type));
+        if let Some(token) = call.token {
+            let mut bearer = HeaderValue::from_str(&format!("Bearer {}", token.expose()))
+                .map_err(|_| self.unavailable(Reason::Garbage))?;
+            bearer.set_sensitive(true);
+            request = request.header(AUTHORIZATION, bearer);
+        }
+        if let Some(body) = call.body {
+            request = request.body(body);
+        }
+        let response = request.send().await.map_err(|error| self.unavailable(reason_of(&error)))?;
+        let status = response.status().as_u16();
+        let retry_after = seconds_header(&response);
+        let location =
+            response.headers().get(LOCATION).and_then(|value| value.to_str().ok()).map(str::to_owned);
+        if response.status().is_redirection() {
+            return Err(self.unavailable(Reason::Redirected));
+        }
+        let body = read_bounded(response, call.max_answer).await;
+        Ok(Answer { status, retry_after, location, body })
+    }
+
+    /// Counts a reason and makes the error of it
+    pub(super) fn unavailable(&self, reason: Reason) -> Unavailable {
+        self.unavailable.count(reason);
+        Unavailable { reason, retry_after: None }
+    }
+
+    /// What an answer means that no outcome of the call covers
+    pub(super) fn unavailable_answer(&self, answer: &Answer) -> Unavailable {
+        let reason = match answer.status {
+            429 => Reason::TooMany,
+            500..=599 => Reason::ServerError,
+            _ => match answer.body {
+                Ok(_) => Reason::UnexpectedStatus,
+                Err(reason) => reason,
+            },
+        };
+        Unavailable { retry_after: answer.retry_after, ..self.unavailable(reason) }
+    }
+
+    pub(super) fn unavailable_counts(&self) -> Vec<(&'static str, u64)> {
+        self.unavailable.snapshot()
+    }
+
+    fn lane(&self, agent: &str) -> Result<&Client, Unavailable> {
+        let mut hasher = DefaultHasher::new();
+        agent.hash(&mut hasher);
+        let lanes = self.lanes.len().max(1) as u64;
+        let lane = usize::try_from(hasher.finish() % lanes).unwrap_or(0);
+        self.lanes.get(lane).ok_or_else(|| self.unavailable(Reason::Connect))
+    }
+
+    fn url(&self, path: &[&str]) -> Result<Url, Unavailable> {
+        let mut url = self.base.clone();
+        // `.` and `..` would vanish from the path and change its meaning
+        if path.iter().any(|segment| matches!(*segment, "" | "." | "..")) {
+            return Err(self.unavailable(Reason::Garbage));
+        }
+        match url.path_segments_mut() {
+            Ok(mut segments) => segments.clear().extend(path),
+            Err(()) => return Err(self.unavailable(Reason::Connect)),
+        };
+        Ok(url)
+    }
+}
+
+fn build_client(settings: &EndpointSettings) -> Result<Client, reqwest::Error> {
+    let builder = Client::builder()
+        .redirect(Policy::none())
+        .no_proxy()
+        .tcp_nodelay(true)
+        .http1_only()
+        .connect_timeout(CONNECT_TIMEOUT)
+        .timeout(settings.timeout)
+        .pool_idle_timeout(IDLE_TIMEOUT)
+        .pool_max_idle_per_host(1);
+    match &settings.tls {
+        Some(tls) => builder.use_preconfigured_tls(tls.clone()).https_only(true).build(),
+        None => builder.build(),
+    }
+}
+
+async fn read_bounded(mut response: Response, limit: usize) -> Result<Zeroizing<Vec<u8>>, Reason> {
+    let mut body = Zeroizing::new(Vec::new());
+    loop {
+        match response.chunk().await {
+            Ok(Some(chunk)) if body.len() + chunk.len() > limit => return Err(Reason::TooLarge),
+            Ok(Some(chunk)) => body.extend_from_slice(&chunk),
+            Ok(None) => return Ok(body),
+            Err(error) => return Err(reason_of(&error)),
+        }
+    }
+}
+
+fn reason_of(error: &reqwest::Error) -> Reason {
+    if error.is_connect() {
+        Reason::Connect
+    } else if error.is_timeout() {
+        Reason::Silent
+    } else {
+        Reason::BrokenOff
+    }
+}
+
+fn seconds_header(response: &Response) -> Option<Duration> {
+    let seconds = response.headers().get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
+    Some(Duration::from_secs(seconds).min(MAX_RETRY_AFTER))
+}

@@ -1,0 +1,189 @@
+//! Evidence to the verifier, v3.0: the second half of an attestation.
+//!
+//! Always to the explicit index of the challenge, never to `latest`: a repeat of a lost request is then harmless, where `latest` could have
+//! a good quote judged against another nonce and the device failed for good.
+//!
+//! 202 means received, not passed. Its body echoes all evidence; it is read within a bound and dropped but for the wait.
+//!
+//! Source: `keylime/web/verifier/attestation_controller.py` (`update`).
+
+use super::Verifier;
+use super::attestation::EvidenceType;
+use super::endpoint::{Answer, Call, JSON_API, MAX_ANSWER};
+use super::json_api::{Document, Errors};
+use super::token::SessionToken;
+use super::unavailable::{Reason, Unavailable};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use reqwest::Method;
+use serde::de::IgnoredAny;
+use serde::{Deserialize, Serialize};
+
+/// Longest wait believed until the next attestation, seconds
+const MAX_INTERVAL: u64 = 7 * 24 * 3600;
+
+/// Evidence in the forms that Keylime reads
+#[derive(Debug, Clone)]
+pub struct EvidenceBody {
+    /// TPMS_ATTEST, without a size
+    pub attest: Vec<u8>,
+    /// TPMT_SIGNATURE
+    pub signature: Vec<u8>,
+    /// Quoted PCRs in tpm2-tools' layout, see [`crate::restore::pcr_blob`]
+    pub pcr_blob: Vec<u8>,
+    /// IMA entries from the requested offset
+    pub ima: Option<ImaSegment>,
+    /// The whole UEFI log
+    pub uefi: Option<Vec<u8>>,
+}
+
+/// Entries of an IMA log
+#[derive(Debug, Clone)]
+pub struct ImaSegment {
+    /// Number of lines in `text`
+    pub count: u64,
+    /// Ascii lines, each ended by a line feed
+    pub text: String,
+}
+
+/// What came of submitting evidence
+#[derive(Debug)]
+pub enum Submission {
+    /// 202: received; the verdict is in the agent's status, after a while
+    Accepted {
+        /// Seconds until the verifier takes the next attestation, if it said so
+        seconds_to_next: Option<u64>,
+    },
+    /// 403 `evidence_immutable`: an earlier attempt had arrived
+    AlreadyAccepted,
+    /// 403 `old_attestation` or `challenges_expired`: a new challenge is needed
+    Superseded,
+    /// 403 for another reason: not with this token
+    Forbidden,
+    /// 401: the token is unknown, replaced or expired; the same evidence is still good for the same index
+    TokenRejected,
+    /// 404: the agent or the attestation is gone
+    Gone,
+    /// 400, 422: the verifier cannot read the evidence, or it was not what it asked for
+    Invalid {
+        /// The verifier's own words, bounded and printable
+        detail: String,
+    },
+    /// No usable answer; the evidence may have been received
+    Unavailable(Unavailable),
+}
+
+#[derive(Serialize)]
+struct Collected<'a> {
+    evidence_collected: Vec<Item<'a>>,
+}
+
+#[derive(Serialize)]
+struct Item<'a> {
+    evidence_class: &'static str,
+    evidence_type: EvidenceType,
+    data: Data<'a>,
+}
+
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Data<'a> {
+    Quote { message: String, signature: String, subject_data: String },
+    Uefi { entries: String },
+    // as text: base64 would be taken for bytes and make the verifier fail
+    Ima { entry_count: u64, entries: &'a str },
+}
+
+#[derive(Deserialize)]
+struct Acknowledged {
+    #[serde(rename = "data")]
+    _echo: Option<IgnoredAny>,
+    meta: Meta,
+}
+
+#[derive(Deserialize)]
+struct Meta {
+    seconds_to_next_attestation: u64,
+}
+
+impl Verifier {
+    /// `PATCH /v3.0/agents/{id}/attestations/{index}`, items in the order in which they were requested
+    pub async fn submit(
+        &self,
+        id: &str,
+        token: &SessionToken,
+        index: u64,
+        evidence: &EvidenceBody,
+        order: &[EvidenceType],
+    ) -> Submission {
+        let Some(items) = order.iter().map(|kind| item_of(*kind, evidence)).collect::<Option<Vec<_>>>()
+        else {
+            return Submission::Invalid { detail: "a requested log is missing".to_owned() };
+        };
+        let answer = match self.patch_evidence(id, token, index, items).await {
+            Ok(answer) => answer,
+            Err(unavailable) => return Submission::Unavailable(unavailable),
+        };
+        let errors = Errors::parse(answer.body.as_ref().map_or(&[], |body| body.as_slice()));
+        match answer.status {
+            // received, even where the echo after it was cut off
+            202 => Submission::Accepted { seconds_to_next: parse_wait(&answer) },
+            400 | 422 => Submission::Invalid { detail: errors.detail() },
+            401 => Submission::TokenRejected,
+            403 if errors.has("evidence_immutable") => Submission::AlreadyAccepted,
+            403 if errors.has("old_attestation") || errors.has("challenges_expired") => {
+                Submission::Superseded
+            }
+            403 => Submission::Forbidden,
+            404 if errors.has("not_found") => Submission::Gone,
+            _ => Submission::Unavailable(self.endpoint.unavailable_answer(&answer)),
+        }
+    }
+
+    async fn patch_evidence(
+        &self,
+        id: &str,
+        token: &SessionToken,
+        index: u64,
+        items: Vec<Item<'_>>,
+    ) -> Result<Answer, Unavailable> {
+        let document = Document::new("attestation", None, Collected { evidence_collected: items });
+        let body = serde_json::to_vec(&document).map_err(|_| self.endpoint.unavailable(Reason::Garbage))?;
+        // the echo repeats the evidence and the capabilities and adds the PCRs in hex
+        let max_answer = body.len() + body.len() / 2 + MAX_ANSWER;
+        let index = index.to_string();
+        let path = ["v3.0", "agents", id, "attestations", &index];
+        let call = Call {
+            method: Method::PATCH,
+            path: &path,
+            content_type: JSON_API,
+            token: Some(token),
+            body: Some(body),
+            agent: id,
+            max_answer,
+        };
+        self.endpoint.send(call).await
+    }
+}
+
+fn item_of(kind: EvidenceType, evidence: &EvidenceBody) -> Option<Item<'_>> {
+    let (evidence_class, data) = match kind {
+        EvidenceType::TpmQuote => {
+            let message = BASE64.encode(&evidence.attest);
+            let signature = BASE64.encode(&evidence.signature);
+            let subject_data = BASE64.encode(&evidence.pcr_blob);
+            ("certification", Data::Quote { message, signature, subject_data })
+        }
+        EvidenceType::UefiLog => ("log", Data::Uefi { entries: BASE64.encode(evidence.uefi.as_ref()?) }),
+        EvidenceType::ImaLog => {
+            let ima = evidence.ima.as_ref()?;
+            ("log", Data::Ima { entry_count: ima.count, entries: &ima.text })
+        }
+    };
+    Some(Item { evidence_class, evidence_type: kind, data })
+}
+
+fn parse_wait(answer: &Answer) -> Option<u64> {
+    let acknowledged: Acknowledged = serde_json::from_slice(answer.body.as_ref().ok()?).ok()?;
+    Some(acknowledged.meta.seconds_to_next_attestation.min(MAX_INTERVAL))
+}

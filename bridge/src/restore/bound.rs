@@ -1,0 +1,145 @@
+//! Is this the trusted AK's answer to this nonce?
+//!
+//! [`Bound`] can only be made here, after every check has passed, so holding one is the proof that they were made.
+
+use super::Digest;
+use super::pcrs::PcrValues;
+use crate::tpm::{AkPublic, Attest, Attested, ClockInfo, Malformed, RsaSignature, SignatureError};
+use sha2::{Digest as _, Sha256};
+use thiserror::Error;
+
+/// A quote that the given AK made over the given nonce, with the PCR values that it is about
+///
+/// Proves: a holder of the AK signed, over exactly this nonce, that the selected PCRs hash to these values, and
+/// that the TPM's clock had not gone back.
+///
+/// Does not prove: that the AK is a TPM's or this device's (that is why the AK must be a trusted one); that the values are good ones; that any log
+/// belongs to them; that the clock or the reset counter advanced since the last quote; or anything about boot time, capabilities or the order of
+/// messages, none of which a TPM signs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Bound {
+    clock: ClockInfo,
+    values: PcrValues,
+}
+
+/// Why evidence is not bound
+#[derive(Debug, Error, Clone, Copy, PartialEq, Eq)]
+pub enum Unbound {
+    /// Not a TPMS_ATTEST
+    #[error("the attestation structure is malformed: it {0}")]
+    Malformed(#[from] Malformed),
+    /// Another kind than was asked for
+    #[error("the attestation structure is of another kind than was asked for")]
+    Kind,
+    /// An answer to another challenge
+    #[error("the nonce is another one")]
+    Nonce,
+    /// Not signed by the trusted AK
+    #[error(transparent)]
+    Signature(#[from] SignatureError),
+    /// Other PCRs than asked for
+    #[error("the PCR selection is another one than was asked for")]
+    Selection,
+    /// The values given with the quote are not those quoted: the full form is needed
+    #[error("the PCR values do not hash to the quoted digest")]
+    Values,
+    /// The TPM's clock may have gone back; Keylime would fail the device for good
+    #[error("the TPM's clock is not safe yet after a power loss; quote again later")]
+    ClockUnsafe,
+}
+
+impl Bound {
+    /// clockInfo of the quote
+    pub fn clock(&self) -> ClockInfo {
+        self.clock
+    }
+
+    /// The quoted values
+    pub fn values(&self) -> &PcrValues {
+        &self.values
+    }
+}
+
+/// Checks a quote and the values that it is said to be about against the open challenge
+///
+/// The signature is checked before anything is concluded from the content.
+///
+/// # Errors
+/// The first check that failed.
+pub fn bind(
+    ak: &AkPublic,
+    nonce: &[u8],
+    mask: u32,
+    attest: &[u8],
+    signature: &[u8],
+    values: PcrValues,
+) -> Result<Bound, Unbound> {
+    let parsed = verified(ak, attest, signature)?;
+    if parsed.extra_data != nonce {
+        return Err(Unbound::Nonce);
+    }
+    let Attested::Quote { sha256_mask, pcr_digest } = parsed.attested else {
+        return Err(Unbound::Kind);
+    };
+    if sha256_mask != Some(mask) {
+        return Err(Unbound::Selection);
+    }
+    if values.mask() != mask || pcr_digest != values.digest() {
+        return Err(Unbound::Values);
+    }
+    if !parsed.clock.safe {
+        return Err(Unbound::ClockUnsafe);
+    }
+    Ok(Bound { clock: parsed.clock, values })
+}
+
+/// Checks a statement: a quote of no PCRs, by which the trusted AK says the 32 bytes in its extraData
+///
+/// Returns the clock, which here may be unsafe: a statement is not submitted to anyone.
+///
+/// # Errors
+/// The first check that failed.
+pub fn verify_statement(
+    ak: &AkPublic,
+    said: &Digest,
+    attest: &[u8],
+    signature: &[u8],
+) -> Result<ClockInfo, Unbound> {
+    let parsed = verified(ak, attest, signature)?;
+    if parsed.extra_data != said {
+        return Err(Unbound::Nonce);
+    }
+    let Attested::Quote { sha256_mask, pcr_digest } = parsed.attested else {
+        return Err(Unbound::Kind);
+    };
+    if sha256_mask != Some(0) {
+        return Err(Unbound::Selection);
+    }
+    // TPMs hash nothing, or leave the digest out
+    if !pcr_digest.is_empty() && pcr_digest != Digest::from(Sha256::digest([])) {
+        return Err(Unbound::Values);
+    }
+    Ok(parsed.clock)
+}
+
+/// The name that a TPM2_Certify answer is about, if the answer is to this nonce
+///
+/// Reads only: who signed is checked by the verifier, and only after it said `pass` may the name be trusted.
+///
+/// # Errors
+/// When it is malformed, another kind, or for another nonce.
+pub fn certified_name(nonce: &[u8], attest: &[u8]) -> Result<Vec<u8>, Unbound> {
+    let parsed = Attest::parse(attest)?;
+    if parsed.extra_data != nonce {
+        return Err(Unbound::Nonce);
+    }
+    match parsed.attested {
+        Attested::Certify { name } => Ok(name),
+        Attested::Quote { .. } => Err(Unbound::Kind),
+    }
+}
+
+fn verified(ak: &AkPublic, attest: &[u8], signature: &[u8]) -> Result<Attest, Unbound> {
+    RsaSignature::parse(signature).map_err(SignatureError::from)?.verify(ak, attest)?;
+    Ok(Attest::parse(attest)?)
+}

@@ -1,0 +1,238 @@
+//! How many sessions the bridge may open at the verifier.
+//!
+//! Keylime counts sessions per client address, and all devices behind a bridge share one; going over the limit is
+//! punished with blocks that double to an hour and are never forgotten. Invariant: the bridge stays below the limit by itself, devices that keep
+//! failing their proof use up their own patience rather than others', and a part is always left for devices in good standing.
+//!
+//! Pure: time comes in, decisions come out.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+/// Part of the verifier's limit, in percent, that flows steadily; the rest may be spent at once, so that no window of the verifier's sees
+/// more than its limit
+const STEADY_PERCENT: u32 = 80;
+/// Part of what may be spent at once, in percent, that only devices in good standing may use
+const HEALTHY_PERCENT: u32 = 30;
+/// Time over which Keylime counts
+const WINDOW: Duration = Duration::from_secs(60);
+/// Least time between two sessions of one device; Keylime allows 15 a minute
+const SPACING: Duration = Duration::from_secs(5);
+/// Longest wait of a device whose proofs keep failing
+const MAX_SPACING: Duration = Duration::from_secs(300);
+/// Wait after a 429 that names none: Keylime's first block
+const DEFAULT_BLOCK: Duration = Duration::from_secs(60);
+/// Devices remembered; above it those are forgotten whose wait has passed
+const MAX_DEVICES: usize = 100_000;
+
+/// Whether a device may open a session now
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Budget {
+    /// It may, and it has been counted
+    Granted,
+    /// Not before this has passed
+    Wait(Duration),
+}
+
+/// Whether a device's last proof or attestation went well
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standing {
+    /// It held a session or passed before
+    Healthy,
+    /// New, or failing
+    Unproven,
+}
+
+/// The budget of one bridge at one verifier
+#[derive(Debug)]
+pub struct SessionBudget {
+    /// Sessions that flow in, per second
+    rate: f64,
+    /// Sessions that may be spent at once
+    capacity: f64,
+    /// Sessions that can be opened now
+    level: f64,
+    filled_at: Instant,
+    blocked_until: Option<Instant>,
+    devices: HashMap<String, Device>,
+}
+
+#[derive(Debug)]
+struct Device {
+    next: Instant,
+    failures: u32,
+}
+
+impl SessionBudget {
+    /// A full budget under the verifier's limit of sessions per minute and address, divided by the bridges that share the address
+    pub fn new(sessions_per_minute: u32, replicas: u32, now: Instant) -> Self {
+        let share = f64::from(sessions_per_minute) / f64::from(replicas.max(1));
+        let steady = share * f64::from(STEADY_PERCENT) / 100.0;
+        let capacity = (share - steady).floor().max(1.0);
+        // nearly empty at start: a predecessor may have used the verifier's window
+        Self {
+            rate: steady / WINDOW.as_secs_f64(),
+            capacity,
+            level: 1.0,
+            filled_at: now,
+            blocked_until: None,
+            devices: HashMap::new(),
+        }
+    }
+
+    /// Asks for one session
+    pub fn request(&mut self, agent: &str, standing: Standing, now: Instant) -> Budget {
+        self.refill(now);
+        if let Some(until) = self.blocked_until.filter(|until| *until > now) {
+            return Budget::Wait(until - now);
+        }
+        if let Some(device) = self.devices.get(agent).filter(|device| device.next > now) {
+            return Budget::Wait(device.next - now);
+        }
+        let kept = match standing {
+            Standing::Healthy => 0.0,
+            Standing::Unproven => (self.capacity * f64::from(HEALTHY_PERCENT) / 100.0).floor(),
+        };
+        let lacking = kept + 1.0 - self.level;
+        if lacking > 0.0 {
+            return Budget::Wait(self.time_to_fill(lacking));
+        }
+        self.level -= 1.0;
+        self.forget_idle(now);
+        let device = self.devices.entry(agent.to_owned()).or_insert(Device { next: now, failures: 0 });
+        device.next = now + spacing(device.failures);
+        Budget::Granted
+    }
+
+    /// A proof of this device failed: its waits double
+    pub fn proof_failed(&mut self, agent: &str, now: Instant) {
+        let device = self.devices.entry(agent.to_owned()).or_insert(Device { next: now, failures: 0 });
+        device.failures = device.failures.saturating_add(1);
+        device.next = now + spacing(device.failures);
+    }
+
+    /// A proof of this device passed: its waits are the shortest again
+    pub fn proof_passed(&mut self, agent: &str) {
+        if let Some(device) = self.devices.get_mut(agent) {
+            device.failures = 0;
+        }
+    }
+
+    /// The verifier said 429 to a session: nobody asks for the time that it named
+    pub fn rate_limited(&mut self, retry_after: Option<Duration>, now: Instant) {
+        let until = now + retry_after.unwrap_or(DEFAULT_BLOCK);
+        self.blocked_until = Some(self.blocked_until.map_or(until, |blocked| blocked.max(until)));
+        self.refill(now);
+        self.level = 0.0;
+    }
+
+    fn refill(&mut self, now: Instant) {
+        let passed = now.saturating_duration_since(self.filled_at);
+        self.filled_at = self.filled_at.max(now);
+        self.level = (self.level + passed.as_secs_f64() * self.rate).min(self.capacity);
+    }
+
+    fn time_to_fill(&self, lacking: f64) -> Duration {
+        let seconds = if self.rate > 0.0 { lacking / self.rate } else { WINDOW.as_secs_f64() };
+        Duration::from_secs_f64(seconds.clamp(0.01, WINDOW.as_secs_f64()))
+    }
+
+    fn forget_idle(&mut self, now: Instant) {
+        if self.devices.len() >= MAX_DEVICES {
+            self.devices.retain(|_, device| device.next > now);
+        }
+    }
+}
+
+fn spacing(failures: u32) -> Duration {
+    SPACING.saturating_mul(1 << failures.min(10)).min(MAX_SPACING)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMIT: u32 = 50;
+
+    fn granted(budget: Budget) -> bool {
+        budget == Budget::Granted
+    }
+
+    #[test]
+    fn no_minute_ever_sees_more_sessions_than_the_verifier_allows() {
+        let start = Instant::now();
+        let mut budget = SessionBudget::new(LIMIT, 1, start);
+        let mut times = Vec::new();
+        // a quiet spell that fills the bucket, then a thousand devices at once
+        for millis in (120_000u64..420_000).step_by(50) {
+            let now = start + Duration::from_millis(millis);
+            if granted(budget.request(&format!("device-{}", millis % 1000), Standing::Healthy, now)) {
+                times.push(millis);
+            }
+        }
+        let worst = times
+            .iter()
+            .map(|from| times.iter().filter(|t| (*from..from + 60_000).contains(t)).count())
+            .max();
+        assert!(worst.unwrap() <= LIMIT as usize, "{worst:?}");
+        assert!(times.len() >= 5 * 38, "and the budget is used: {}", times.len());
+    }
+
+    #[test]
+    fn a_429_silences_every_device_for_the_time_it_names() {
+        let start = Instant::now();
+        let mut budget = SessionBudget::new(LIMIT, 1, start);
+        budget.rate_limited(Some(Duration::from_secs(120)), start);
+        assert_eq!(budget.request("a", Standing::Healthy, start), Budget::Wait(Duration::from_secs(120)));
+        assert!(!granted(budget.request("b", Standing::Healthy, start + Duration::from_secs(119))));
+        assert!(granted(budget.request("b", Standing::Healthy, start + Duration::from_secs(121))));
+    }
+
+    #[test]
+    fn a_device_whose_proofs_fail_waits_twice_as_long_each_time_up_to_a_cap() {
+        let mut now = Instant::now();
+        let mut budget = SessionBudget::new(LIMIT, 1, now);
+        let mut waits = Vec::new();
+        for _ in 0..9 {
+            now += Duration::from_secs(600);
+            assert!(granted(budget.request("a", Standing::Unproven, now)));
+            budget.proof_failed("a", now);
+            match budget.request("a", Standing::Unproven, now) {
+                Budget::Wait(wait) => waits.push(wait.as_secs()),
+                Budget::Granted => panic!("granted right after a failed proof"),
+            }
+        }
+        assert_eq!(waits, [10, 20, 40, 80, 160, 300, 300, 300, 300]);
+        budget.proof_passed("a");
+        now += Duration::from_secs(600);
+        assert!(granted(budget.request("a", Standing::Healthy, now)));
+        assert_eq!(budget.request("a", Standing::Healthy, now), Budget::Wait(SPACING));
+    }
+
+    #[test]
+    fn strangers_cannot_use_up_what_is_kept_for_devices_in_good_standing() {
+        let start = Instant::now();
+        let mut budget = SessionBudget::new(LIMIT, 1, start);
+        let now = start + Duration::from_secs(60);
+        let strangers = (0..100)
+            .filter(|n| granted(budget.request(&format!("stranger-{n}"), Standing::Unproven, now)))
+            .count();
+        assert!(strangers > 0);
+        assert!(granted(budget.request("known", Standing::Healthy, now)));
+    }
+
+    #[test]
+    fn the_wait_that_is_named_suffices() {
+        let start = Instant::now();
+        let mut budget = SessionBudget::new(LIMIT, 2, start);
+        let mut now = start;
+        for n in 0..200 {
+            let agent = format!("device-{n}");
+            while let Budget::Wait(wait) = budget.request(&agent, Standing::Unproven, now) {
+                assert!(wait > Duration::ZERO);
+                now += wait;
+            }
+        }
+        assert!(now - start <= Duration::from_secs(200 * 60 / 19));
+    }
+}
