@@ -48,7 +48,10 @@ async fn the_structures_are_those_that_tpm2_tools_read() {
     swtpm.tool("tpm2_readpublic", &["-Q", "-c", "0x81010001", "-f", "tss", "-o", "ek.tss"]);
     assert_eq!(identity.ek_public, std::fs::read(swtpm.path().join("ek.tss")).unwrap());
     swtpm.tool("tpm2_nvread", &["-C", "o", "0x1c00002", "-o", "ek.der"]);
-    assert_eq!(identity.ek_certificate.as_deref().unwrap(), std::fs::read(swtpm.path().join("ek.der")).unwrap());
+    assert_eq!(
+        identity.ek_certificate.as_deref().unwrap(),
+        std::fs::read(swtpm.path().join("ek.der")).unwrap()
+    );
     assert_eq!(ek_certificate_issuer(&identity.ek_certificate.unwrap()).unwrap(), "CN=swtpm-localca");
     // TPM 2.0 Part 1, 16: the name is the algorithm and the digest of the public area.
     let name = [&[0x00, 0x0B], Sha256::digest(&identity.ak_public[2..]).as_slice()].concat();
@@ -121,7 +124,8 @@ async fn a_configured_ek_handle_is_taken_or_refused_but_never_replaced() {
 
 #[tokio::test]
 async fn a_tcti_string_that_is_none_is_refused_with_examples() {
-    let swtpm = TpmSettings { tcti: "tpm0".to_owned(), command_timeout: Duration::from_secs(1), ek_handle: None };
+    let swtpm =
+        TpmSettings { tcti: "tpm0".to_owned(), command_timeout: Duration::from_secs(1), ek_handle: None };
     let error = Tpm::start(swtpm, None).await.unwrap_err();
     assert!(error.to_string().contains("device:/dev/tpmrm0"), "{error}");
 }

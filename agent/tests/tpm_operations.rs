@@ -10,7 +10,8 @@ use sha2::{Digest, Sha256};
 use swtpm::Swtpm;
 
 async fn start(swtpm: &Swtpm) -> (Tpm, Identity) {
-    let settings = TpmSettings { tcti: swtpm.tcti(), command_timeout: Duration::from_secs(60), ek_handle: None };
+    let settings =
+        TpmSettings { tcti: swtpm.tcti(), command_timeout: Duration::from_secs(60), ek_handle: None };
     let tpm = Tpm::start(settings, None).await.unwrap();
     let identity = tpm.identity().await.unwrap();
     (tpm, identity)
@@ -119,8 +120,21 @@ fn make_credential(swtpm: &Swtpm, identity: &Identity, ek_hash_of: &Swtpm, crede
     ek_hash_of.tool("tpm2_readpublic", &["-Q", "-c", "0x81010001", "-f", "pem", "-o", "ek.pem"]);
     let key = ek_hash_of.path().join("ek.pem");
     let name = hex::encode(identity.ak_name);
-    let arguments =
-        ["-Q", "-T", "none", "-G", "rsa", "-u", key.to_str().unwrap(), "-s", "credential", "-n", &name, "-o", "blob"];
+    let arguments = [
+        "-Q",
+        "-T",
+        "none",
+        "-G",
+        "rsa",
+        "-u",
+        key.to_str().unwrap(),
+        "-s",
+        "credential",
+        "-n",
+        &name,
+        "-o",
+        "blob",
+    ];
     swtpm.tool("tpm2_makecredential", &arguments);
     std::fs::read(swtpm.path().join("blob")).unwrap()
 }

@@ -19,7 +19,9 @@ fn settings(swtpm: &Swtpm) -> TpmSettings {
 async fn a_hanging_tpm_costs_its_caller_the_timeout_and_then_serves_again() {
     let swtpm = Swtpm::new();
     let tpm =
-        Tpm::start(TpmSettings { command_timeout: Duration::from_millis(500), ..settings(&swtpm) }, None).await.unwrap();
+        Tpm::start(TpmSettings { command_timeout: Duration::from_millis(500), ..settings(&swtpm) }, None)
+            .await
+            .unwrap();
     let identity = tpm.identity().await.unwrap();
     assert_eq!(tpm.busy_for(), None);
     swtpm.hang();
@@ -116,7 +118,9 @@ fn kill_one_victim(swtpm: &Swtpm, saved: &SavedAk) {
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
-    let ready = BufReader::new(victim.stdout.take().unwrap()).lines().any(|line| line.unwrap().contains("VICTIM READY"));
+    let ready = BufReader::new(victim.stdout.take().unwrap())
+        .lines()
+        .any(|line| line.unwrap().contains("VICTIM READY"));
     victim.kill().unwrap();
     victim.wait().unwrap();
     assert!(ready);
@@ -139,7 +143,11 @@ async fn keys_left_by_a_killed_agent_are_flushed_and_those_of_others_are_not() {
     for _ in 0..4 {
         kill_one_victim(&swtpm, &identity.saved_ak);
     }
-    assert_eq!(loaded(&swtpm, "handles-transient"), 2, "without a resource manager the killed one's AK stays");
+    assert_eq!(
+        loaded(&swtpm, "handles-transient"),
+        2,
+        "without a resource manager the killed one's AK stays"
+    );
     let tpm = Tpm::start(settings(&swtpm), Some(identity.saved_ak.clone())).await.unwrap();
     assert_eq!(tpm.identity().await.unwrap(), identity);
     tpm.quote(vec![1; 16], 1).await.unwrap();

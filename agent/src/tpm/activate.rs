@@ -35,8 +35,10 @@ impl Challenge {
             return Err(TpmError::CredentialBlob("bytes after its end"));
         }
         Ok(Self {
-            credential: IdObject::try_from(credential).map_err(|_| TpmError::CredentialBlob("credential too long"))?,
-            secret: EncryptedSecret::try_from(secret).map_err(|_| TpmError::CredentialBlob("secret too long"))?,
+            credential: IdObject::try_from(credential)
+                .map_err(|_| TpmError::CredentialBlob("credential too long"))?,
+            secret: EncryptedSecret::try_from(secret)
+                .map_err(|_| TpmError::CredentialBlob("secret too long"))?,
         })
     }
 }
@@ -53,14 +55,21 @@ pub(super) fn activate(open: &mut Opened, challenge: &Challenge) -> Result<Zeroi
     let ek = ek::load(&mut open.context, open.ek_handle)?;
     let opened = with_ek_policy(&mut open.context, |context, policy| {
         context.execute_with_sessions((Some(AuthSession::Password), Some(policy), None), |context| {
-            context.activate_credential(open.ak, ek.handle, challenge.credential.clone(), challenge.secret.clone())
+            context.activate_credential(
+                open.ak,
+                ek.handle,
+                challenge.credential.clone(),
+                challenge.secret.clone(),
+            )
         })
     });
     // Also when the credential was refused: the EK never stays loaded.
     ek.release(&mut open.context)?;
     match opened {
         Ok(credential) => Ok(Zeroizing::new(credential.value().to_vec())),
-        Err(error) if is_rejection(error, open) => Err(TpmError::CredentialRejected { code: TpmCode(error) }.into()),
+        Err(error) if is_rejection(error, open) => {
+            Err(TpmError::CredentialRejected { code: TpmCode(error) }.into())
+        }
         Err(error) => Err(error.into()),
     }
 }
@@ -83,7 +92,8 @@ fn with_ek_policy(
         .ok_or(Error::WrapperError(WrapperErrorKind::WrongValueFromTpm))?;
     context.execute_with_temporary_object(SessionHandle::from(session).into(), |context, _| {
         // The credential is a secret on the bus to a discrete TPM.
-        let (attributes, mask) = SessionAttributesBuilder::new().with_decrypt(true).with_encrypt(true).build();
+        let (attributes, mask) =
+            SessionAttributesBuilder::new().with_decrypt(true).with_encrypt(true).build();
         context.tr_sess_set_attributes(session, attributes, mask)?;
         let policy = PolicySession::try_from(session)?;
         context.execute_with_session(Some(AuthSession::Password), |context| {

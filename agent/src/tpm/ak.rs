@@ -42,7 +42,10 @@ impl fmt::Debug for SavedAk {
 impl SavedAk {
     /// The key inside [`Self::public`].
     pub(super) fn public_key(&self) -> Result<Public, TpmError> {
-        self.public.get(2..).and_then(|area| Public::unmarshall(area).ok()).ok_or(TpmError::Malformed("saved AK"))
+        self.public
+            .get(2..)
+            .and_then(|area| Public::unmarshall(area).ok())
+            .ok_or(TpmError::Malformed("saved AK"))
     }
 }
 
@@ -53,7 +56,13 @@ pub(super) fn load_or_create(
     saved: Option<&SavedAk>,
 ) -> Result<(KeyHandle, SavedAk), Failure> {
     if let Some(saved) = saved {
-        match ak::load_ak(context, ek, None, Private::try_from(saved.private.as_slice())?, saved.public_key()?) {
+        match ak::load_ak(
+            context,
+            ek,
+            None,
+            Private::try_from(saved.private.as_slice())?,
+            saved.public_key()?,
+        ) {
             Ok(handle) => return Ok((handle, saved.clone())),
             Err(error) if is_lost(error) => tracing::warn!(
                 "the TPM does not know the saved AK any more: it was cleared or replaced; the device gets a new AK and \
@@ -89,7 +98,8 @@ fn create(context: &mut Context, ek: KeyHandle) -> Result<(KeyHandle, SavedAk), 
         None,
         ExemptFromLockout,
     )?;
-    let saved = SavedAk { public: sized(&created.out_public)?, private: created.out_private.value().to_vec() };
+    let saved =
+        SavedAk { public: sized(&created.out_public)?, private: created.out_private.value().to_vec() };
     let handle = ak::load_ak(context, ek, None, created.out_private, created.out_public)?;
     Ok((handle, saved))
 }

@@ -68,22 +68,30 @@ pub enum TpmError {
     #[error("the TPM is in dictionary attack lockout; wait, or run `tpm2_dictionarylockout --clear-lockout`")]
     Lockout,
     /// The operator's: the endorsement hierarchy has a password, and the agent has none to give.
-    #[error("the endorsement hierarchy of the TPM has a password; the agent needs it empty (tpm2_changeauth -c e)")]
+    #[error(
+        "the endorsement hierarchy of the TPM has a password; the agent needs it empty (tpm2_changeauth -c e)"
+    )]
     EndorsementAuth,
     /// The operator's: there is no EK where the configuration says.
-    #[error("tpm.ek_handle: no key at {handle:#010x}; remove the setting to let the agent find or make the EK")]
+    #[error(
+        "tpm.ek_handle: no key at {handle:#010x}; remove the setting to let the agent find or make the EK"
+    )]
     NoEk {
         /// As configured.
         handle: u32,
     },
     /// The operator's: Keylime wants an RSA EK here, what is at the handle is something else.
-    #[error("the key at {handle:#010x} is not an endorsement key of the TCG's RSA-2048 template; set tpm.ek_handle to the one that is")]
+    #[error(
+        "the key at {handle:#010x} is not an endorsement key of the TCG's RSA-2048 template; set tpm.ek_handle to the one that is"
+    )]
     ForeignEk {
         /// Where it was found.
         handle: u32,
     },
     /// The operator's or the firmware's: Keylime's evidence is over the sha256 bank.
-    #[error("the sha256 bank of the TPM is not active for PCRs {missing:#08x}; allocate it in the firmware set-up or with tpm2_pcrallocate")]
+    #[error(
+        "the sha256 bank of the TPM is not active for PCRs {missing:#08x}; allocate it in the firmware set-up or with tpm2_pcrallocate"
+    )]
     NoSha256Bank {
         /// Mask of the PCRs asked for and not there.
         missing: u32,

@@ -72,7 +72,9 @@ const MALFORMED: TpmError = TpmError::Malformed("EK");
 
 fn public_key_pem(modulus: &[u8], exponent: u32) -> pkcs1::der::Result<String> {
     let exponent = exponent.to_be_bytes();
-    let key = pkcs1::RsaPublicKey { modulus: UintRef::new(modulus)?, public_exponent: UintRef::new(&exponent)? }.to_der()?;
+    let key =
+        pkcs1::RsaPublicKey { modulus: UintRef::new(modulus)?, public_exponent: UintRef::new(&exponent)? }
+            .to_der()?;
     spki::SubjectPublicKeyInfoRef {
         algorithm: spki::AlgorithmIdentifierRef {
             oid: RSA_ENCRYPTION,

@@ -135,11 +135,12 @@ impl Tpm {
 
     /// Flushes the AK and closes the connection, so that a TPM without resource manager gets its slot back.
     pub async fn close(self) -> Result<(), TpmError> {
-        self.service.call("close", |device| {
-            device.disconnect();
-            Ok(())
-        })
-        .await
+        self.service
+            .call("close", |device| {
+                device.disconnect();
+                Ok(())
+            })
+            .await
     }
 
     async fn operate<T: Send + 'static>(

@@ -53,7 +53,9 @@ pub(super) fn quote(open: &mut Opened, qualifying: &[u8], mask: u32) -> Result<Q
     let (attest, signature) = open.context.execute_with_session(Some(AuthSession::Password), |context| {
         context.quote(open.ak, data, SignatureScheme::Null, selection)
     })?;
-    let AttestInfo::Quote { info } = attest.attested() else { return Err(TpmError::Malformed("quote").into()) };
+    let AttestInfo::Quote { info } = attest.attested() else {
+        return Err(TpmError::Malformed("quote").into());
+    };
     // A TPM silently leaves out PCRs of a bank that is not active.
     let missing = mask & !selected(info.pcr_selection());
     if missing != 0 {

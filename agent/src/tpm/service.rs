@@ -12,13 +12,13 @@ use nix::sys::signal::SigSet;
 use tokio::sync::{mpsc, oneshot};
 use tss_esapi::tcti_ldr::TctiNameConf;
 
+use super::TpmSettings;
 use super::ak::{AkName, SavedAk};
 use super::error::{Failure, TpmCode, TpmError};
 use super::identity::Identity;
 use super::open::{self, Opened};
 use super::reaction::{Reaction, reaction};
 use super::space::Room;
-use super::TpmSettings;
 
 /// Requests that may wait: the exchange asks for one thing at a time, so more than a few means that the TPM is stuck.
 const QUEUE: usize = 8;
@@ -55,7 +55,8 @@ impl Service {
             if let Err(error) = SigSet::all().thread_block() {
                 tracing::warn!(%error, "signals cannot be blocked in the TPM's thread");
             }
-            let mut device = Device { settings, tcti, saved, opened: None, announced: None, room: Room::Ours };
+            let mut device =
+                Device { settings, tcti, saved, opened: None, announced: None, room: Room::Ours };
             while let Some(job) = jobs.blocking_recv() {
                 marks.begin();
                 job(&mut device);

@@ -117,7 +117,9 @@ fn manufacture(base: &Path) {
     fs::create_dir(base.join("state")).unwrap();
     write(
         "localca.conf",
-        format!("statedir = {at}/ca\nsigningkey = {at}/ca/signkey.pem\nissuercert = {at}/ca/issuercert.pem\ncertserial = {at}/ca/certserial\n"),
+        format!(
+            "statedir = {at}/ca\nsigningkey = {at}/ca/signkey.pem\nissuercert = {at}/ca/issuercert.pem\ncertserial = {at}/ca/certserial\n"
+        ),
     );
     write(
         "localca.options",
@@ -125,7 +127,9 @@ fn manufacture(base: &Path) {
     );
     let setup = write(
         "setup.conf",
-        format!("create_certs_tool = swtpm_localca\ncreate_certs_tool_config = {at}/localca.conf\ncreate_certs_tool_options = {at}/localca.options\nactive_pcr_banks = sha256\n"),
+        format!(
+            "create_certs_tool = swtpm_localca\ncreate_certs_tool_config = {at}/localca.conf\ncreate_certs_tool_options = {at}/localca.options\nactive_pcr_banks = sha256\n"
+        ),
     );
     let user = nix::unistd::User::from_uid(nix::unistd::getuid()).unwrap().unwrap().name;
     let output = Command::new("swtpm_setup")
@@ -144,7 +148,9 @@ fn manufacture(base: &Path) {
 fn two_free_ports() -> u16 {
     loop {
         let port = rand::random_range(10_000..32_000);
-        if TcpListener::bind(("127.0.0.1", port)).is_ok() && TcpListener::bind(("127.0.0.1", port + 1)).is_ok() {
+        if TcpListener::bind(("127.0.0.1", port)).is_ok()
+            && TcpListener::bind(("127.0.0.1", port + 1)).is_ok()
+        {
             return port;
         }
     }

@@ -1,0 +1,390 @@
+//! The configuration: a TOML file, then the environment, then flags, read once at start into types that are checked.
+//!
+//! What is wrong is refused with its key, the file it stands in and what to write instead; a key that is not known is an
+//! error, for a misspelt one would otherwise silently be the default.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use figment::Figment;
+use figment::providers::{Env, Format, Serialized, Toml};
+use keylime_mqtt_broker_config::{BrokerSettings, CheckedBroker, SettingsError};
+use keylime_mqtt_schemas::AgentId;
+use keylime_mqtt_schemas::agent_id::AgentIdError;
+use keylime_mqtt_schemas::exchange::attester;
+use keylime_mqtt_schemas::fragment::{DEFAULT_PAYLOAD, MAX_PAYLOAD, MIN_PAYLOAD};
+use keylime_mqtt_schemas::topics::{DEFAULT_PREFIX, TopicError, Topics};
+use serde::{Deserialize, Serialize};
+
+use crate::logs::boot::BootSources;
+use crate::tpm::TpmSettings;
+
+/// Where the file is when no flag says otherwise.
+pub const DEFAULT_FILE: &str = "/etc/keylime-mqtt/agent.toml";
+/// `KEYLIME_MQTT_AGENT_TPM__TCTI` is `tpm.tcti`.
+const ENVIRONMENT: &str = "KEYLIME_MQTT_AGENT_";
+/// The id that stands for "the hash of this TPM's EK".
+pub const HASH_EK: &str = "hash_ek";
+
+/// Why the configuration is refused. The operator's to mend.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file is not there.
+    #[error("no configuration at {}; write one, or name another with --config", .path.display())]
+    NoFile {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Not TOML, a key that is not known, missing, or of another type.
+    #[error("{0}")]
+    Shape(String),
+    /// The id.
+    #[error("id = {id:?}: {source}; write \"{HASH_EK}\" to use the hash of the EK")]
+    Id {
+        /// As configured.
+        id: String,
+        /// What is wrong with it.
+        source: AgentIdError,
+    },
+    /// The prefix.
+    #[error("topic_prefix = {prefix:?}: {source}")]
+    Prefix {
+        /// As configured.
+        prefix: String,
+        /// What is wrong with it.
+        source: TopicError,
+    },
+    /// The broker's table.
+    #[error(transparent)]
+    Broker(#[from] SettingsError),
+    /// A number outside its range.
+    #[error("{key} = {value} is out of range: set it between {least} and {most}")]
+    OutOfRange {
+        /// The key.
+        key: &'static str,
+        /// As configured.
+        value: u64,
+        /// Smallest allowed.
+        least: u64,
+        /// Largest allowed.
+        most: u64,
+    },
+}
+
+/// The file.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// The id under which Keylime knows the device, or `hash_ek`.
+    #[serde(default = "hash_ek")]
+    id: String,
+    /// First levels of all topics; the same as the bridge's.
+    #[serde(default = "topic_prefix")]
+    topic_prefix: String,
+    /// Directory for what must outlive a restart.
+    #[serde(default = "state_dir")]
+    pub state_dir: PathBuf,
+    /// The kernel's ascii IMA log. Left out: the device attests without.
+    #[serde(default)]
+    pub ima_log: Option<PathBuf>,
+    /// The firmware's log. Left out: the device attests without.
+    #[serde(default)]
+    pub uefi_log: Option<PathBuf>,
+    /// Text that differs in every boot.
+    #[serde(default = "boot_id_file")]
+    boot_id_file: PathBuf,
+    /// `/proc/stat`, or a file with a number of Unix seconds.
+    #[serde(default = "boot_time_file")]
+    boot_time_file: PathBuf,
+    /// Longest silence of the bridge to bear before the device speaks up, whatever the bridge says.
+    #[serde(default = "longest_silence")]
+    longest_silence_seconds: u64,
+    /// First wait for an answer when the device has spoken up; doubles.
+    #[serde(default = "first_retry")]
+    first_retry_seconds: u64,
+    /// Longest such wait.
+    #[serde(default = "longest_retry")]
+    longest_retry_seconds: u64,
+    /// A device that the verifier does not know registers again after so long, and no oftener.
+    #[serde(default = "enrol_again_after")]
+    enrol_again_after_seconds: u64,
+    /// Largest MQTT payload in bytes; what is larger goes in parts.
+    #[serde(default = "payload_bytes")]
+    pub payload_bytes: usize,
+    /// Filter for the log, as in RUST_LOG: `info`, `debug`, `keylime_mqtt_agent=debug,warn`.
+    #[serde(default = "log")]
+    pub log: String,
+    /// The TPM.
+    #[serde(default)]
+    tpm: TpmTable,
+    /// The broker.
+    broker: BrokerSettings,
+}
+
+/// The table `[tpm]`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct TpmTable {
+    tcti: String,
+    command_timeout_seconds: u64,
+    ek_handle: Option<u32>,
+}
+
+impl Default for TpmTable {
+    fn default() -> Self {
+        Self { tcti: "device:/dev/tpmrm0".to_owned(), command_timeout_seconds: 60, ek_handle: None }
+    }
+}
+
+fn hash_ek() -> String {
+    HASH_EK.to_owned()
+}
+fn topic_prefix() -> String {
+    DEFAULT_PREFIX.to_owned()
+}
+fn state_dir() -> PathBuf {
+    "/var/lib/keylime-mqtt-agent".into()
+}
+fn boot_id_file() -> PathBuf {
+    "/proc/sys/kernel/random/boot_id".into()
+}
+fn boot_time_file() -> PathBuf {
+    "/proc/stat".into()
+}
+const fn longest_silence() -> u64 {
+    900
+}
+const fn first_retry() -> u64 {
+    10
+}
+const fn longest_retry() -> u64 {
+    300
+}
+const fn enrol_again_after() -> u64 {
+    3600
+}
+const fn payload_bytes() -> usize {
+    DEFAULT_PAYLOAD
+}
+fn log() -> String {
+    "info".to_owned()
+}
+
+/// What flags may set; they win over file and environment.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Overrides {
+    /// `id`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
+    /// `state_dir`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub state_dir: Option<PathBuf>,
+    /// `log`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub log: Option<String>,
+    /// `tpm.tcti`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tpm: Option<TpmOverrides>,
+}
+
+/// What flags may set of `[tpm]`.
+#[derive(Debug, Clone, Serialize)]
+pub struct TpmOverrides {
+    /// `tpm.tcti`.
+    pub tcti: String,
+}
+
+/// How the device is called: given, or known once the TPM was asked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ConfiguredId {
+    /// The hash of the EK, as Keylime's own agent has it with `uuid = "hash_ek"`.
+    HashOfEk,
+    /// This one.
+    Given(AgentId),
+}
+
+impl Config {
+    /// Reads and checks everything but the broker's files, see [`Self::broker`].
+    pub fn read(file: &Path, overrides: &Overrides) -> Result<Self, ConfigError> {
+        if !file.is_file() {
+            return Err(ConfigError::NoFile { path: file.to_owned() });
+        }
+        let config: Self = Figment::new()
+            .merge(Toml::file_exact(file))
+            // The flag of the same name may come from the environment too.
+            .merge(Env::prefixed(ENVIRONMENT).ignore(&["config"]).split("__"))
+            .merge(Serialized::defaults(overrides))
+            .extract()
+            .map_err(|error| ConfigError::Shape(describe(&error, file)))?;
+        config.check()?;
+        Ok(config)
+    }
+
+    /// The id.
+    pub fn id(&self) -> Result<ConfiguredId, ConfigError> {
+        if self.id == HASH_EK {
+            return Ok(ConfiguredId::HashOfEk);
+        }
+        let parsed = self.id.parse();
+        parsed.map(ConfiguredId::Given).map_err(|source| ConfigError::Id { id: self.id.clone(), source })
+    }
+
+    /// The topics.
+    pub fn topics(&self) -> Result<Topics, ConfigError> {
+        Topics::new(&self.topic_prefix)
+            .map_err(|source| ConfigError::Prefix { prefix: self.topic_prefix.clone(), source })
+    }
+
+    /// The broker, with its certificates and key read.
+    pub fn broker(&self) -> Result<CheckedBroker, ConfigError> {
+        Ok(self.broker.check()?)
+    }
+
+    /// The TPM.
+    pub fn tpm(&self) -> TpmSettings {
+        TpmSettings {
+            tcti: self.tpm.tcti.clone(),
+            command_timeout: Duration::from_secs(self.tpm.command_timeout_seconds),
+            ek_handle: self.tpm.ek_handle,
+        }
+    }
+
+    /// Where boot id and time come from.
+    pub fn boot(&self) -> BootSources {
+        BootSources { id: self.boot_id_file.clone(), time: self.boot_time_file.clone() }
+    }
+
+    /// How the device behaves in the exchange.
+    pub fn attester(&self, seed: u64) -> attester::Settings {
+        attester::Settings {
+            first_retry: Duration::from_secs(self.first_retry_seconds),
+            retry_cap: Duration::from_secs(self.longest_retry_seconds),
+            silence_cap: Duration::from_secs(self.longest_silence_seconds),
+            enrol_again_after: Duration::from_secs(self.enrol_again_after_seconds),
+            seed,
+        }
+    }
+
+    fn check(&self) -> Result<(), ConfigError> {
+        self.id()?;
+        self.topics()?;
+        let in_range = |key, value, least, most| {
+            if (least..=most).contains(&value) {
+                Ok(())
+            } else {
+                Err(ConfigError::OutOfRange { key, value, least, most })
+            }
+        };
+        let day = 24 * 3600;
+        in_range("longest_silence_seconds", self.longest_silence_seconds, 1, 7 * day)?;
+        in_range("first_retry_seconds", self.first_retry_seconds, 1, 3600)?;
+        in_range("longest_retry_seconds", self.longest_retry_seconds, self.first_retry_seconds, day)?;
+        in_range("enrol_again_after_seconds", self.enrol_again_after_seconds, 1, 30 * day)?;
+        in_range("payload_bytes", self.payload_bytes as u64, MIN_PAYLOAD as u64, MAX_PAYLOAD as u64)?;
+        // Over 300 s even the kernel has given the command up.
+        in_range("tpm.command_timeout_seconds", self.tpm.command_timeout_seconds, 1, 300)
+    }
+}
+
+/// One line per mistake: where it stands, which key, what is wrong.
+fn describe(errors: &figment::Error, file: &Path) -> String {
+    let lines = errors.clone().into_iter().map(|error| {
+        let at = match &error.metadata {
+            Some(metadata) if metadata.name.contains("environment") => format!("environment {ENVIRONMENT}…"),
+            Some(metadata) if metadata.name.contains("TOML") => file.display().to_string(),
+            Some(_) => "flags".to_owned(),
+            None => file.display().to_string(),
+        };
+        let key = if error.path.is_empty() { String::new() } else { format!("{}: ", error.path.join(".")) };
+        format!("{at}: {key}{}", error.kind)
+    });
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BROKER: &str =
+        "[broker]\nhost = \"broker.example\"\nca_file = \"ca\"\ncert_file = \"c\"\nkey_file = \"k\"\n";
+
+    fn read(text: &str) -> Result<Config, ConfigError> {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), text).unwrap();
+        Config::read(file.path(), &Overrides::default())
+    }
+
+    fn refused(text: &str) -> String {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), text).unwrap();
+        let error = Config::read(file.path(), &Overrides::default()).unwrap_err().to_string();
+        error.replace(&file.path().display().to_string(), "FILE")
+    }
+
+    #[test]
+    fn a_broker_is_all_that_must_be_said() {
+        let config = read(BROKER).unwrap();
+        assert_eq!(config.id().unwrap(), ConfiguredId::HashOfEk);
+        assert_eq!(config.topics().unwrap(), Topics::default());
+        assert_eq!(config.tpm().tcti, "device:/dev/tpmrm0");
+        assert_eq!((config.ima_log.as_ref(), config.uefi_log.as_ref()), (None, None));
+        assert_eq!(config.attester(7).enrol_again_after, Duration::from_secs(3600));
+    }
+
+    #[test]
+    fn everything_can_be_said() {
+        let config = read(&format!(
+            "id = \"gw-7\"\ntopic_prefix = \"site/a\"\nstate_dir = \"/s\"\nima_log = \"/i\"\nuefi_log = \"/u\"\n\
+             boot_id_file = \"/b\"\nboot_time_file = \"/t\"\nlongest_silence_seconds = 5\nfirst_retry_seconds = 1\n\
+             longest_retry_seconds = 2\nenrol_again_after_seconds = 3\npayload_bytes = 4096\nlog = \"debug\"\n\
+             [tpm]\ntcti = \"swtpm:host=127.0.0.1,port=2321\"\ncommand_timeout_seconds = 9\nek_handle = 0x81010001\n{BROKER}"
+        ))
+        .unwrap();
+        assert_eq!(config.id().unwrap(), ConfiguredId::Given("gw-7".parse().unwrap()));
+        assert_eq!(config.topics().unwrap().challenge(&"gw-7".parse().unwrap()), "site/a/gw-7/challenge");
+        assert_eq!(config.tpm().ek_handle, Some(0x8101_0001));
+        assert_eq!(config.attester(7).silence_cap, Duration::from_secs(5));
+    }
+
+    #[test]
+    fn a_mistake_is_named_with_key_file_and_remedy() {
+        for (text, words) in [
+            (format!("[tpm]\ntctl = \"x\"\n{BROKER}"), &["FILE", "tpm", "tctl", "tcti"][..]),
+            (format!("imalog = \"/x\"\n{BROKER}"), &["FILE", "imalog", "ima_log"]),
+            (format!("payload_bytes = \"big\"\n{BROKER}"), &["FILE", "payload_bytes", "big"]),
+            ("[broker]\nhost = \"h\"\n".to_owned(), &["FILE", "ca_file"]),
+            (format!("{BROKER}[tpm"), &["FILE"]),
+            (format!("id = \"a/b\"\n{BROKER}"), &["id", "a/b", "hash_ek"]),
+            (format!("topic_prefix = \"a/#\"\n{BROKER}"), &["topic_prefix", "a/#", "keylime/v1"]),
+            (format!("first_retry_seconds = 0\n{BROKER}"), &["first_retry_seconds", "between 1 and"]),
+        ] {
+            let error = refused(&text);
+            for word in words {
+                assert!(error.contains(word), "{word:?} is not in: {error}");
+            }
+        }
+    }
+
+    #[test]
+    fn flags_win_over_the_file() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), format!("id = \"a\"\n[tpm]\ncommand_timeout_seconds = 9\n{BROKER}"))
+            .unwrap();
+        let overrides = Overrides {
+            id: Some("b".to_owned()),
+            tpm: Some(TpmOverrides { tcti: "swtpm".to_owned() }),
+            ..Overrides::default()
+        };
+        let config = Config::read(file.path(), &overrides).unwrap();
+        assert_eq!(config.id().unwrap(), ConfiguredId::Given("b".parse().unwrap()));
+        assert_eq!(config.tpm().tcti, "swtpm");
+        assert_eq!(config.tpm().command_timeout, Duration::from_secs(9), "the file's other keys stay");
+    }
+
+    #[test]
+    fn a_missing_file_is_named() {
+        let error =
+            Config::read(Path::new("/nonexistent.toml"), &Overrides::default()).unwrap_err().to_string();
+        assert!(error.contains("/nonexistent.toml") && error.contains("--config"), "{error}");
+    }
+}

@@ -1,0 +1,362 @@
+//! The little that must outlive a restart of the agent: one file, readable by its owner alone, replaced as a whole.
+//!
+//! What is lost when it is lost: the AK. The registrar refuses another AK for a known id, so a file that cannot be read is
+//! never thrown away silently; the operator decides.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::Write;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use keylime_mqtt_schemas::messages::limits::MAX_TICKET;
+use keylime_mqtt_schemas::messages::{AkName, Bounded};
+use nix::fcntl::{Flock, FlockArg};
+use serde::{Deserialize, Serialize};
+
+use crate::logs::boot::BootRecord;
+use crate::tpm::{Clock, SavedAk};
+
+/// The file inside `state_dir`.
+const FILE: &str = "state.json";
+/// Beside it, held while an agent runs.
+const LOCK: &str = "lock";
+/// Far above what is kept; what is larger is not ours.
+const LARGEST: u64 = 64 * 1024;
+/// Group and others have no business here.
+const FORBIDDEN: u32 = 0o077;
+
+/// Why the state cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The system's, or permissions.
+    #[error("state_dir: {} cannot be {what}: {source}", .path.display())]
+    Io {
+        /// What was tried.
+        what: &'static str,
+        /// File or directory.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The operator's: others could read the ticket or swap the AK.
+    #[error("state_dir: {} is open to others (mode {mode:03o}); run `chmod go= {}`", .path.display(), .path.display())]
+    OpenToOthers {
+        /// File or directory.
+        path: PathBuf,
+        /// Its permission bits.
+        mode: u32,
+    },
+    /// The operator's: only deliberately is an AK given up.
+    #[error(
+        "state_dir: {} is damaged ({reason}). Restore it from a backup, or move it away to start with a new \
+         attestation key; the device then has to be removed from Keylime first (keylime_tenant -c delete, -c regdelete)",
+        .path.display()
+    )]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The operator's: two agents with one AK and one id would throw each other out of the broker.
+    #[error("state_dir: another agent runs with {}; stop it, or give this one a directory of its own", .path.display())]
+    InUse {
+        /// The directory.
+        path: PathBuf,
+    },
+}
+
+/// What is kept.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct State {
+    /// The AK.
+    pub ak: Option<SavedAk>,
+    /// The AK that the registrar accepted.
+    pub enrolled: Option<AkName>,
+    /// The boot described last.
+    pub boot: Option<BootRecord>,
+    /// The clock of the last quote sent as evidence.
+    pub last_quote: Option<Clock>,
+    /// The bridge's ticket, opaque.
+    pub ticket: Option<Bounded<MAX_TICKET>>,
+}
+
+/// The state and the file it is in.
+#[derive(Debug)]
+pub struct Store {
+    directory: PathBuf,
+    state: State,
+    /// Released when the agent ends, however it ends.
+    _lock: Option<Flock<File>>,
+}
+
+impl Store {
+    /// Opens or creates the state for the one agent that runs with it.
+    pub fn open(directory: &Path) -> Result<Self, StoreError> {
+        let mut store = Self::peek(directory)?;
+        let path = directory.join(LOCK);
+        let file = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .mode(0o600)
+            .open(&path)
+            .map_err(io("opened", &path))?;
+        let lock = Flock::lock(file, FlockArg::LockExclusiveNonblock)
+            .map_err(|_| StoreError::InUse { path: directory.to_owned() })?;
+        store._lock = Some(lock);
+        Ok(store)
+    }
+
+    /// As [`Self::open`], beside an agent that may be running.
+    pub fn peek(directory: &Path) -> Result<Self, StoreError> {
+        if !directory.exists() {
+            fs::DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(directory)
+                .map_err(io("created", directory))?;
+        }
+        Ok(Self { state: load(&directory.join(FILE))?, directory: directory.to_owned(), _lock: None })
+    }
+
+    /// What is kept.
+    pub fn state(&self) -> &State {
+        &self.state
+    }
+
+    /// Changes what is kept; on return it is on the disk. Nothing is written when nothing changed.
+    pub fn update(&mut self, change: impl FnOnce(&mut State)) -> Result<(), StoreError> {
+        let mut state = self.state.clone();
+        change(&mut state);
+        if state != self.state {
+            save(&self.directory, &state)?;
+            self.state = state;
+        }
+        Ok(())
+    }
+}
+
+fn load(path: &Path) -> Result<State, StoreError> {
+    let file = match File::open(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(State::default()),
+        opened => opened.map_err(io("read", path))?,
+    };
+    let metadata = file.metadata().map_err(io("read", path))?;
+    if metadata.mode() & FORBIDDEN != 0 {
+        return Err(StoreError::OpenToOthers { path: path.to_owned(), mode: metadata.mode() & 0o777 });
+    }
+    let damaged = |reason: String| StoreError::Damaged { path: path.to_owned(), reason };
+    if metadata.len() > LARGEST {
+        return Err(damaged(format!("{} bytes", metadata.len())));
+    }
+    let written: Written =
+        serde_json::from_reader(std::io::BufReader::new(file)).map_err(|e| damaged(e.to_string()))?;
+    State::try_from(written).map_err(|field| damaged(format!("{field} is not what was written")))
+}
+
+/// A new file in place of the old one: a power cut leaves the one or the other.
+fn save(directory: &Path, state: &State) -> Result<(), StoreError> {
+    let path = directory.join(FILE);
+    let written = || -> std::io::Result<()> {
+        let mut file = tempfile::Builder::new()
+            .prefix(".state-")
+            .permissions(fs::Permissions::from_mode(0o600))
+            .tempfile_in(directory)?;
+        serde_json::to_writer_pretty(&mut file, &Written::from(state))?;
+        file.write_all(b"\n")?;
+        file.as_file().sync_all()?;
+        file.persist(&path)?;
+        File::open(directory)?.sync_all()
+    };
+    written().map_err(io("written", &path))
+}
+
+fn io(what: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> StoreError {
+    let path = path.to_owned();
+    move |source| StoreError::Io { what, path, source }
+}
+
+/// The file's form: text that an operator can look at.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Written {
+    version: u8,
+    ak_public: Option<String>,
+    ak_private: Option<String>,
+    enrolled_ak: Option<String>,
+    boot_marker: Option<String>,
+    boot_time: Option<u64>,
+    last_quote: Option<WrittenClock>,
+    ticket: Option<String>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct WrittenClock {
+    clock_ms: u64,
+    reset_count: u32,
+    restart_count: u32,
+}
+
+/// The only form there has been.
+const VERSION: u8 = 1;
+
+impl From<&State> for Written {
+    fn from(state: &State) -> Self {
+        Self {
+            version: VERSION,
+            ak_public: state.ak.as_ref().map(|ak| STANDARD.encode(&ak.public)),
+            ak_private: state.ak.as_ref().map(|ak| STANDARD.encode(&ak.private)),
+            enrolled_ak: state.enrolled.map(|name| hex::encode(name.as_bytes())),
+            boot_marker: state.boot.map(|boot| hex::encode(boot.marker.as_bytes())),
+            boot_time: state.boot.map(|boot| boot.time),
+            last_quote: state.last_quote.map(|clock| WrittenClock {
+                clock_ms: clock.clock_ms,
+                reset_count: clock.reset_count,
+                restart_count: clock.restart_count,
+            }),
+            ticket: state.ticket.as_ref().map(|ticket| STANDARD.encode(ticket.as_slice())),
+        }
+    }
+}
+
+impl TryFrom<Written> for State {
+    /// The field at fault.
+    type Error = &'static str;
+
+    fn try_from(written: Written) -> Result<Self, Self::Error> {
+        if written.version != VERSION {
+            return Err("version");
+        }
+        let bytes = |text: String, field| STANDARD.decode(text).map_err(|_| field);
+        let ak = match (written.ak_public, written.ak_private) {
+            (Some(public), Some(private)) => {
+                Some(SavedAk { public: bytes(public, "ak_public")?, private: bytes(private, "ak_private")? })
+            }
+            (None, None) => None,
+            _ => return Err("ak_public or ak_private"),
+        };
+        let boot = match (written.boot_marker, written.boot_time) {
+            (Some(marker), Some(time)) => {
+                Some(BootRecord { marker: exact(&marker).ok_or("boot_marker")?.into(), time })
+            }
+            (None, None) => None,
+            _ => return Err("boot_marker or boot_time"),
+        };
+        Ok(Self {
+            ak,
+            enrolled: written
+                .enrolled_ak
+                .map(|name| exact::<34>(&name).map(AkName::from).ok_or("enrolled_ak"))
+                .transpose()?,
+            boot,
+            // Only safe clocks are ever quoted.
+            last_quote: written.last_quote.map(|clock| Clock {
+                clock_ms: clock.clock_ms,
+                reset_count: clock.reset_count,
+                restart_count: clock.restart_count,
+                safe: true,
+            }),
+            ticket: written
+                .ticket
+                .map(|text| bytes(text, "ticket")?.try_into().map_err(|_| "ticket"))
+                .transpose()?,
+        })
+    }
+}
+
+fn exact<const N: usize>(text: &str) -> Option<[u8; N]> {
+    hex::decode(text).ok()?.try_into().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn full() -> State {
+        State {
+            ak: Some(SavedAk { public: vec![1; 280], private: vec![2; 222] }),
+            enrolled: Some([3; 34].into()),
+            boot: Some(BootRecord { marker: [4; 16].into(), time: 5 }),
+            last_quote: Some(Clock { clock_ms: 6, reset_count: 7, restart_count: 8, safe: true }),
+            ticket: Some(vec![9; 200].try_into().unwrap()),
+        }
+    }
+
+    fn mode(path: &Path) -> u32 {
+        fs::metadata(path).unwrap().mode() & 0o777
+    }
+
+    #[test]
+    fn what_was_kept_is_there_after_a_restart_and_readable_by_the_owner_alone() {
+        let base = tempfile::tempdir().unwrap();
+        let directory = base.path().join("new/state");
+        let mut store = Store::open(&directory).unwrap();
+        assert_eq!(store.state(), &State::default());
+        store.update(|state| *state = full()).unwrap();
+        drop(store);
+        assert_eq!(Store::open(&directory).unwrap().state(), &full());
+        assert_eq!((mode(&directory), mode(&directory.join(FILE))), (0o700, 0o600));
+        let left: Vec<_> =
+            fs::read_dir(&directory).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(left.len(), 2, "no temporary files stay: {left:?}");
+    }
+
+    #[test]
+    fn a_state_that_others_can_read_is_refused_with_the_remedy() {
+        let base = tempfile::tempdir().unwrap();
+        Store::open(base.path()).unwrap().update(|state| *state = full()).unwrap();
+        let path = base.path().join(FILE);
+        for open in [0o640, 0o604, 0o622] {
+            fs::set_permissions(&path, fs::Permissions::from_mode(open)).unwrap();
+            let error = Store::open(base.path()).unwrap_err();
+            assert!(matches!(error, StoreError::OpenToOthers { mode, .. } if mode == open));
+            assert!(error.to_string().contains("chmod go="), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_damaged_state_is_never_overwritten_and_the_operator_told_what_it_costs() {
+        let base = tempfile::tempdir().unwrap();
+        let path = base.path().join(FILE);
+        let mut store = Store::open(base.path()).unwrap();
+        store.update(|state| *state = full()).unwrap();
+        drop(store);
+        let good = fs::read_to_string(&path).unwrap();
+        let damages = [
+            String::new(),
+            good[..good.len() / 2].to_owned(),
+            good.replace("\"version\": 1", "\"version\": 2"),
+            good.replace("\"ak_private\"", "\"ak_secret\""),
+            good.replace(&STANDARD.encode([2; 222]), "?"),
+            good.replace(&hex::encode([4; 16]), "04"),
+            "x".repeat(70_000),
+        ];
+        for damage in damages {
+            fs::write(&path, &damage).unwrap();
+            let error = Store::open(base.path()).unwrap_err();
+            assert!(matches!(error, StoreError::Damaged { .. }), "{error}");
+            assert!(error.to_string().contains("regdelete"), "{error}");
+            assert_eq!(fs::read_to_string(&path).unwrap(), damage);
+        }
+    }
+
+    #[test]
+    fn two_agents_cannot_run_with_one_state_but_one_may_look() {
+        let base = tempfile::tempdir().unwrap();
+        let running = Store::open(base.path()).unwrap();
+        assert!(matches!(Store::open(base.path()), Err(StoreError::InUse { .. })));
+        Store::peek(base.path()).unwrap();
+        drop(running);
+        Store::open(base.path()).unwrap();
+    }
+
+    #[test]
+    fn nothing_secret_shows_in_debug_output() {
+        let shown = format!("{:?}", full());
+        assert!(!shown.contains("[2, 2") && !shown.contains("[9, 9"), "{shown}");
+    }
+}
