@@ -87,7 +87,22 @@ mod tests {
 
     #[test]
     fn ids_that_could_escape_a_topic_or_a_url_are_refused() {
-        for id in ["", "a/b", "+", "#", "a+b", "..", ".", "a..b", ".hidden", "ä", "a b", "a\n", "$SYS", &"a".repeat(81)] {
+        for id in [
+            "",
+            "a/b",
+            "+",
+            "#",
+            "a+b",
+            "..",
+            ".",
+            "a..b",
+            ".hidden",
+            "ä",
+            "a b",
+            "a\n",
+            "$SYS",
+            &"a".repeat(81),
+        ] {
             assert!(id.parse::<AgentId>().is_err(), "{id:?}");
         }
     }

@@ -30,7 +30,7 @@ pub enum CodecError {
     /// The bytes end early, or a length points past their end.
     #[error("truncated")]
     Truncated,
-    /// A form that the protocol does not use: indefinite length, tag, float, negative number, reserved value.
+    /// A form that the protocol does not use: indefinite length, tag, float, negative number, null, reserved value.
     #[error("a form of CBOR that the protocol does not use")]
     Form,
     /// Bytes behind the message.
@@ -102,8 +102,8 @@ impl<'a> Walk<'a> {
                 }
                 Ok(())
             }
-            // false, true, null
-            7 if matches!(low, 20..=22) => Ok(()),
+            // false, true; what is absent is left out, so there is no null
+            7 if matches!(low, 20 | 21) => Ok(()),
             _ => Err(CodecError::Form),
         }
     }

@@ -69,6 +69,13 @@ pub fn split(encoded: Vec<u8>, message: u32, payload: usize) -> Result<Vec<Vec<u
         .collect()
 }
 
+/// Whether a payload is a part of a message; otherwise it is a whole one.
+pub fn is_fragment(payload: &[u8]) -> bool {
+    // RFC 8949 §3: major type 4 is an array, and a message is a map
+    const ARRAY: u8 = 4;
+    payload.first().is_some_and(|initial| initial >> 5 == ARRAY)
+}
+
 /// Puts the parts of one device's messages together again.
 #[derive(Debug, Default)]
 pub struct Reassembly {
@@ -90,12 +97,10 @@ impl Reassembly {
     ///
     /// A part that came twice is ignored. A refused payload leaves what was gathered before untouched.
     pub fn accept(&mut self, payload: Vec<u8>, now: Time) -> Result<Option<Vec<u8>>, FragmentError> {
-        // RFC 8949 §3: major type 4 is an array
-        const ARRAY: u8 = 4;
         if payload.len() > MAX_PAYLOAD {
             return Err(FragmentError::TooLarge(payload.len()));
         }
-        if payload.first().is_none_or(|initial| initial >> 5 != ARRAY) {
+        if !is_fragment(&payload) {
             return Ok(Some(payload));
         }
         self.expire(now);
@@ -111,7 +116,8 @@ impl Reassembly {
         if unfinished.parts.len() < usize::from(unfinished.count) {
             return Ok(None);
         }
-        let whole = self.unfinished.take().map(|unfinished| unfinished.parts.into_values().flatten().collect());
+        let whole =
+            self.unfinished.take().map(|unfinished| unfinished.parts.into_values().flatten().collect());
         Ok(whole)
     }
 
@@ -138,7 +144,12 @@ impl Unfinished {
 
     fn place(&mut self, index: u16, count: u16, part: Vec<u8>) -> Result<(), FragmentError> {
         let last = index + 1 == count;
-        let fits = self.part_size.is_none_or(|size| if last { part.len() <= size } else { part.len() == size });
+        // whichever comes first, the last part is not larger than the others
+        let fits = match self.part_size {
+            Some(size) if last => part.len() <= size,
+            Some(size) => part.len() == size,
+            None => last || self.parts.values().all(|held| held.len() <= part.len()),
+        };
         if count != self.count || !fits {
             return Err(FragmentError::Unequal);
         }

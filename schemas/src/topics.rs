@@ -81,7 +81,9 @@ pub enum TopicError {
     )]
     Prefix,
     /// Together with the longest id the topic would pass what brokers allow.
-    #[error("with this prefix a topic can exceed {MAX_TOPIC_BYTES} bytes or {MAX_TOPIC_SLASHES} slashes: shorten the prefix")]
+    #[error(
+        "with this prefix a topic can exceed {MAX_TOPIC_BYTES} bytes or {MAX_TOPIC_SLASHES} slashes: shorten the prefix"
+    )]
     TooLong,
     /// Not a bridge's name.
     #[error("a bridge's name is 1 to {MAX_VIA} characters of A-Z a-z 0-9 _ -")]
@@ -122,7 +124,8 @@ impl Default for Topics {
 impl Topics {
     /// Topics under `prefix`, which must leave room for the longest id and name.
     pub fn new(prefix: &str) -> Result<Self, TopicError> {
-        let level = |l: &str| !l.is_empty() && l.bytes().all(|b| b.is_ascii_alphanumeric() || b"_.-".contains(&b));
+        let level =
+            |l: &str| !l.is_empty() && l.bytes().all(|b| b.is_ascii_alphanumeric() || b"_.-".contains(&b));
         if !prefix.split('/').all(level) {
             return Err(TopicError::Prefix);
         }
@@ -176,7 +179,8 @@ impl Topics {
 
     /// Reads a topic.
     pub fn parse(&self, topic: &str) -> Result<Topic, TopicError> {
-        let rest = topic.strip_prefix(&self.prefix).and_then(|r| r.strip_prefix('/')).ok_or(TopicError::Foreign)?;
+        let rest =
+            topic.strip_prefix(&self.prefix).and_then(|r| r.strip_prefix('/')).ok_or(TopicError::Foreign)?;
         let mut levels = rest.split('/');
         let id = levels.next().unwrap_or_default().parse()?;
         let parsed = match (levels.next(), levels.next()) {
@@ -216,9 +220,20 @@ mod tests {
     fn foreign_and_hostile_topics_are_refused() {
         let topics = Topics::default();
         for topic in [
-            "", "keylime/v1", "keylime/v1/", "keylime/v1/gw", "keylime/v1/gw/", "keylime/v1/gw/evidence/",
-            "keylime/v1/gw/evidence/a/b", "keylime/v1/gw/challenge/x", "keylime/v2/gw/evidence", "keylime/v1x/gw/evidence",
-            "keylime/v1/../evidence", "keylime/v1/+/evidence", "keylime/v1/#/evidence", "/keylime/v1/gw/evidence",
+            "",
+            "keylime/v1",
+            "keylime/v1/",
+            "keylime/v1/gw",
+            "keylime/v1/gw/",
+            "keylime/v1/gw/evidence/",
+            "keylime/v1/gw/evidence/a/b",
+            "keylime/v1/gw/challenge/x",
+            "keylime/v2/gw/evidence",
+            "keylime/v1x/gw/evidence",
+            "keylime/v1/../evidence",
+            "keylime/v1/+/evidence",
+            "keylime/v1/#/evidence",
+            "/keylime/v1/gw/evidence",
         ] {
             assert!(topics.parse(topic).is_err(), "{topic:?}");
         }

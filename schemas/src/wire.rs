@@ -4,7 +4,7 @@
 
 use crate::codec::{CodecError, decode, encode};
 use crate::exchange::Time;
-use crate::fragment::{FragmentError, Reassembly, split};
+use crate::fragment::{FragmentError, Reassembly, is_fragment, split};
 use crate::messages::limits::MAX_FIRST_CONTACT;
 use crate::messages::{Down, Up};
 
@@ -23,20 +23,33 @@ pub enum WireError {
 }
 
 /// A device's message as payloads of at most `payload` bytes each. `message` tells its fragments from other messages'.
+///
+/// # Errors
+/// [`CodecError::TooLarge`] for a message that may not be sent: above the codec's limit, or a first contact that does
+/// not fit one payload.
 pub fn pack_up(up: &Up, message: u32, payload: usize) -> Result<Vec<Vec<u8>>, CodecError> {
-    split(encode(up)?, message, payload)
+    let payloads = split(encode(up)?, message, payload)?;
+    let size = payloads.iter().map(Vec::len).sum();
+    if is_first_contact(up) && (payloads.len() > 1 || size > MAX_FIRST_CONTACT) {
+        return Err(CodecError::TooLarge(size));
+    }
+    Ok(payloads)
 }
 
 /// A payload from a device; gives the message once it is whole.
 pub fn unpack_up(payload: Vec<u8>, reassembly: &mut Reassembly, now: Time) -> Result<Option<Up>, WireError> {
-    let size = payload.len();
+    let in_fragments = is_fragment(&payload);
     let Some(encoded) = reassembly.accept(payload, now)? else { return Ok(None) };
     let up: Up = decode(&encoded)?;
-    let first_contact = matches!(up, Up::Enrol(_) | Up::Ready(_));
-    if first_contact && (size != encoded.len() || size > MAX_FIRST_CONTACT) {
+    if is_first_contact(&up) && (in_fragments || encoded.len() > MAX_FIRST_CONTACT) {
         return Err(WireError::FirstContact);
     }
     Ok(Some(up))
+}
+
+/// What a device says unasked.
+fn is_first_contact(up: &Up) -> bool {
+    matches!(up, Up::Enrol(_) | Up::Ready(_))
 }
 
 /// A bridge's message as one payload.

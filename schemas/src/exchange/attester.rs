@@ -12,8 +12,8 @@ use super::retry::{Jitter, doubled};
 use crate::codec;
 use crate::messages::limits::MAX_TICKET;
 use crate::messages::{
-    Accepted, Activation, Blob, BootMarker, Bounded, Challenge, Digest, Down, Enrol, Evidence, Later, LaterReason,
-    LogKind, Need, Nonce, NotYet, Proof, Prove, Question, Ready, Refused, State, Statement, Up,
+    Accepted, Activation, Blob, BootMarker, Bounded, Challenge, Digest, Down, Enrol, Evidence, Later,
+    LaterReason, LogKind, Need, Nonce, NotYet, Proof, Prove, Question, Ready, Refused, State, Statement, Up,
 };
 use crate::topics::Via;
 
@@ -80,7 +80,7 @@ pub enum Work {
     Prove(Prove),
     /// Quote, then read what the challenge wants.
     Collect(Challenge),
-    /// Read one part of a log, at `offset`.
+    /// Read one part of a log: from `offset`, up to `upto` at most, and as much as one payload carries.
     Read(Need),
     /// Sign a statement over the evidence that was sent.
     State {
@@ -157,8 +157,6 @@ struct Job {
     via: Option<Via>,
     /// When the answer is of no use any more.
     good_until: Option<Time>,
-    /// Parts of a log still to send after this one.
-    parts_after: u8,
 }
 
 /// Where the device stands towards the bridge.
@@ -277,7 +275,7 @@ impl Attester {
         let wait = doubled(self.settings.first_retry, attempt - 1, self.settings.retry_cap);
         self.stance = Stance::Introduced { attempt, retry_at: now + self.jitter.upper_half(wait) };
         let work = if self.enrolled { Work::Describe } else { Work::Introduce };
-        self.enqueue(work, None, None, 0);
+        self.enqueue(work, None, None);
     }
 
     fn received(&mut self, question: Question, via: Option<Via>, now: Time) {
@@ -288,7 +286,7 @@ impl Attester {
                 let digest = Digest::of(&[&blob]);
                 match self.activated.clone().filter(|activation| activation.credential == digest) {
                     Some(activation) => self.send(Up::Activation(activation), via),
-                    None => self.enqueue(Work::Activate { blob }, via, None, 0),
+                    None => self.enqueue(Work::Activate { blob }, via, None),
                 }
             }
             Question::Enrolled(_) if self.enrolled => self.report(Report::Ignored("enrolled already")),
@@ -304,13 +302,13 @@ impl Attester {
                 let tag = prove.nonce.tag();
                 match self.proved.clone().filter(|proof| proof.tag == tag) {
                     Some(proof) => self.send(Up::Proof(proof), via),
-                    None => self.enqueue(Work::Prove(prove), via, None, 0),
+                    None => self.enqueue(Work::Prove(prove), via, None),
                 }
             }
             Question::Challenge(challenge) => self.challenged(challenge, via, now),
             Question::Need(need) if self.is_this_boot(&need.boot) => {
                 self.engage(DEFAULT_SILENCE, now);
-                self.enqueue(Work::Read(need), via, None, need.parts.saturating_sub(1));
+                self.enqueue(Work::Read(need), via, None);
             }
             Question::Need(_) => self.introduce_for_this_boot(now),
             Question::State(state) => self.asked_to_state(state, via, now),
@@ -343,7 +341,8 @@ impl Attester {
         self.not_enrolled_since = None;
         self.engage(Duration::from_secs(u64::from(challenge.silence)), now);
         let repeated = |answered: &&Answered| {
-            answered.challenge.nonce == challenge.nonce && answered.challenge.ima_offset == challenge.ima_offset
+            answered.challenge.nonce == challenge.nonce
+                && answered.challenge.ima_offset == challenge.ima_offset
         };
         if let Some(answered) = self.answered.as_ref().filter(repeated) {
             let evidence = Up::Evidence(answered.evidence.clone());
@@ -353,11 +352,12 @@ impl Attester {
         // a newer challenge has made the older one useless
         self.queue.retain(|job| !matches!(job.work, Work::Collect(_)));
         let good_until = now + Duration::from_secs(u64::from(challenge.good_for));
-        self.enqueue(Work::Collect(challenge), via, Some(good_until), 0);
+        self.enqueue(Work::Collect(challenge), via, Some(good_until));
     }
 
     fn asked_to_state(&mut self, state: State, via: Option<Via>, now: Time) {
-        let Some(answered) = self.answered.as_ref().filter(|answered| answered.evidence.tag == state.tag) else {
+        let Some(answered) = self.answered.as_ref().filter(|answered| answered.evidence.tag == state.tag)
+        else {
             self.report(Report::Ignored("a statement was asked for evidence that is not kept"));
             return;
         };
@@ -369,11 +369,11 @@ impl Attester {
             ima_end: answered.evidence.ima.as_ref().map(|ima| ima.offset + lines(ima.lines.as_slice())),
         };
         self.engage(DEFAULT_SILENCE, now);
-        self.enqueue(work, via, None, 0);
+        self.enqueue(work, via, None);
     }
 
     fn done(&mut self, job: Job, done: Done, now: Time) {
-        let Job { work, via, good_until, parts_after } = job;
+        let Job { work, via, good_until } = job;
         match (work, done) {
             (Work::Introduce, Done::Introduced(enrol)) => {
                 self.enrolled_at = Some(now);
@@ -409,8 +409,8 @@ impl Attester {
                 };
                 let next = Need { offset: need.offset + step, ..need };
                 self.send(Up::Blob(blob), via.clone());
-                if parts_after > 0 && step > 0 {
-                    self.enqueue(Work::Read(next), via, None, parts_after - 1);
+                if step > 0 && next.offset < next.upto {
+                    self.enqueue(Work::Read(next), via, None);
                 }
             }
             (Work::State { .. }, Done::Stated(statement)) => self.send(Up::Statement(statement), via),
@@ -450,7 +450,8 @@ impl Attester {
     }
 
     fn engage(&mut self, silence: Duration, now: Time) {
-        self.stance = Stance::Engaged { silence_at: now + silence.clamp(LEAST_WAIT, self.settings.silence_cap) };
+        self.stance =
+            Stance::Engaged { silence_at: now + silence.clamp(LEAST_WAIT, self.settings.silence_cap) };
     }
 
     /// Waits what it is told, and up to a tenth longer so that a fleet spreads.
@@ -468,7 +469,7 @@ impl Attester {
         self.outputs.push_back(Output::Report(report));
     }
 
-    fn enqueue(&mut self, work: Work, via: Option<Via>, good_until: Option<Time>, parts_after: u8) {
+    fn enqueue(&mut self, work: Work, via: Option<Via>, good_until: Option<Time>) {
         let queued = self.working.iter().chain(&self.queue).any(|job| job.work == work);
         if queued {
             return;
@@ -477,7 +478,7 @@ impl Attester {
             self.report(Report::Ignored("more questions at once than a bridge asks"));
             return;
         }
-        self.queue.push_back(Job { work, via, good_until, parts_after });
+        self.queue.push_back(Job { work, via, good_until });
         self.work_on();
     }
 
@@ -493,5 +494,5 @@ impl Attester {
 
 /// Lines of an IMA log: every one ends in a newline.
 pub(crate) fn lines(text: &[u8]) -> u64 {
-    text.iter().filter(|byte| **byte == b'\n').count() as u64
+    memchr::memchr_iter(b'\n', text).count() as u64
 }

@@ -86,7 +86,9 @@ impl Digest {
     /// SHA-256 over the parts, one after the other.
     pub fn of(parts: &[&[u8]]) -> Self {
         let mut hash = Sha256::new();
-        parts.iter().for_each(|part| hash.update(part));
+        for part in parts {
+            hash.update(part);
+        }
         Self::from(<[u8; 32]>::from(hash.finalize()))
     }
 }

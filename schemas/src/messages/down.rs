@@ -2,9 +2,10 @@
 
 use std::fmt;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 
 use super::bytes::{BootMarker, Bounded, Nonce, NonceTag, PcrMask};
+use super::kind;
 use super::limits::{MAX_CREDENTIAL, MAX_TICKET};
 use crate::topics::Via;
 
@@ -20,7 +21,7 @@ pub struct Down {
 }
 
 /// What a bridge says.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub enum Question {
     /// The registrar's activation challenge.
     Credential(Credential),
@@ -55,6 +56,23 @@ impl Question {
             Self::Accepted(_) => "Accepted",
             Self::Later(_) => "Later",
             Self::Refused(_) => "Refused",
+        }
+    }
+}
+
+impl Serialize for Question {
+    /// The numbers are those of the derived `Deserialize`: a kind's place in the enum.
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Credential(body) => kind::entry(serializer, 0, body),
+            Self::Enrolled(body) => kind::entry(serializer, 1, body),
+            Self::Prove(body) => kind::entry(serializer, 2, body),
+            Self::Challenge(body) => kind::entry(serializer, 3, body),
+            Self::Need(body) => kind::entry(serializer, 4, body),
+            Self::State(body) => kind::entry(serializer, 5, body),
+            Self::Accepted(body) => kind::entry(serializer, 6, body),
+            Self::Later(body) => kind::entry(serializer, 7, body),
+            Self::Refused(body) => kind::entry(serializer, 8, body),
         }
     }
 }
@@ -124,8 +142,8 @@ pub struct Need {
     pub boot: BootMarker,
     /// From where: a byte of the UEFI log, a line of the IMA log.
     pub offset: u64,
-    /// How many parts at most, one after the other.
-    pub parts: u8,
+    /// Up to where, not included, in parts one after the other.
+    pub upto: u64,
 }
 
 /// State that the evidence for this nonce is yours.

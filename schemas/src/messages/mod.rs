@@ -4,17 +4,18 @@
 
 mod bytes;
 mod down;
+mod kind;
 pub mod limits;
 mod result;
 mod up;
 
 pub use bytes::{AkName, BootMarker, Bounded, Digest, NoSuchPcr, Nonce, NonceTag, PcrMask, TooLong};
 pub use down::{
-    Accepted, Challenge, Credential, Down, Enrolled, Later, LaterReason, LogKind, Need, Outcome, Prove, Question,
-    Refused, RefusedReason, State,
+    Accepted, Challenge, Credential, Down, Enrolled, Later, LaterReason, LogKind, Need, Outcome, Prove,
+    Question, Refused, RefusedReason, State,
 };
 pub use result::{AttestationResult, BridgeStatus, Verdict};
 pub use up::{
-    Activation, Blob, Enrol, Evidence, ImaSegment, NotYet, NotYetReason, Presence, Proof, Ready, Signed, Statement,
-    UefiLog, Up,
+    Activation, Blob, Enrol, Evidence, ImaSegment, NotYet, NotYetReason, Presence, Proof, Ready, Signed,
+    Statement, UefiLog, Up,
 };

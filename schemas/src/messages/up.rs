@@ -2,15 +2,17 @@
 
 use std::fmt;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 
 use super::bytes::{BootMarker, Bounded, Digest, NonceTag, PcrMask};
+use super::kind;
 use super::limits::{
-    MAX_ATTEST, MAX_CERTIFICATE, MAX_INLINE_IMA, MAX_PART, MAX_PCR_VALUES, MAX_PUBLIC, MAX_SIGNATURE, MAX_TICKET,
+    MAX_ATTEST, MAX_CERTIFICATE, MAX_INLINE_IMA, MAX_PART, MAX_PCR_VALUES, MAX_PUBLIC, MAX_SIGNATURE,
+    MAX_TICKET,
 };
 
 /// What a device says.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub enum Up {
     /// Here are my keys: register me.
     Enrol(Enrol),
@@ -42,6 +44,22 @@ impl Up {
             Self::Blob(_) => "Blob",
             Self::Statement(_) => "Statement",
             Self::NotYet(_) => "NotYet",
+        }
+    }
+}
+
+impl Serialize for Up {
+    /// The numbers are those of the derived `Deserialize`: a kind's place in the enum.
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Enrol(body) => kind::entry(serializer, 0, body),
+            Self::Activation(body) => kind::entry(serializer, 1, body),
+            Self::Ready(body) => kind::entry(serializer, 2, body),
+            Self::Proof(body) => kind::entry(serializer, 3, body),
+            Self::Evidence(body) => kind::entry(serializer, 4, body),
+            Self::Blob(body) => kind::entry(serializer, 5, body),
+            Self::Statement(body) => kind::entry(serializer, 6, body),
+            Self::NotYet(body) => kind::entry(serializer, 7, body),
         }
     }
 }

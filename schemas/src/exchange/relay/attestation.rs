@@ -3,13 +3,14 @@
 use std::time::Duration;
 
 use super::phase::{Phase, Repeat, Retry, Step, Unsubmitted};
-use super::port::{Command, Facts, ImaText, Offer, Offered, Restored, Restoring, Submitted, Token, Unavailable};
+use super::port::{
+    Command, Facts, ImaText, Offer, Offered, Restored, Restoring, Submitted, Token, Unavailable,
+};
 use super::{Notice, Relay, Time, doubled, whole_seconds};
 use crate::codec;
 use crate::exchange::attester::lines;
 use crate::messages::{
-    Challenge, Digest, Evidence, LaterReason, NotYet, Question, RefusedReason, State, Statement, Up,
-    Verdict,
+    Challenge, Digest, Evidence, LaterReason, NotYet, Question, RefusedReason, State, Statement, Up, Verdict,
 };
 use crate::statement::evidence_statement;
 
@@ -55,14 +56,17 @@ impl Relay {
                 self.notice(Notice::Invalid { what: "capabilities", detail });
                 self.refuse(RefusedReason::Offer);
             }
-            Offered::Unavailable(unavailable) => self.setback("attestation", Retry::Proceed, unavailable, now),
+            Offered::Unavailable(unavailable) => {
+                self.setback("attestation", Retry::Proceed, unavailable, now)
+            }
         }
     }
 
     /// The verifier waits for evidence. First the hold of a reboot, then the logs that are not here, then the quote.
     fn opened(&mut self, offer: Offer, now: Time) {
         // Keylime asks for the IMA log from 0 although it has passed this device before: another boot
-        let rebooted = offer.ima_offset() == Some(0) && self.baseline.is_some_and(|known| known.attestation_count > 0);
+        let rebooted =
+            offer.ima_offset() == Some(0) && self.baseline.is_some_and(|known| known.attestation_count > 0);
         if rebooted && self.settings.hold_after_reboot {
             self.hold(now);
         } else if offer.wants_uefi() {
@@ -124,7 +128,7 @@ impl Relay {
                     }
                 }
             }
-            Phase::Idle if self.facts.is_none() => {
+            Phase::Idle | Phase::Greeting { .. } if self.facts.is_none() => {
                 self.dropped("Evidence", "for a nonce that this bridge does not remember");
                 self.start_over();
             }
@@ -224,7 +228,8 @@ impl Relay {
             (Phase::AwaitStatement { offer, evidence, restored, .. }, Some(ak_public))
                 if offer.nonce.tag() == statement.tag =>
             {
-                let command = Command::CheckStatement { statement: statement.signed, expected: evidence, ak_public };
+                let command =
+                    Command::CheckStatement { statement: statement.signed, expected: evidence, ak_public };
                 self.command(Step::CheckingStatement(offer, restored), command);
             }
             (other, _) => {

@@ -6,7 +6,9 @@
 use super::phase::{Phase, Repeat, Retry, Step};
 use super::port::{Activated, Command, Registered};
 use super::{Relay, Time};
-use crate::messages::{AkName, Activation, Bounded, Credential, Digest, Enrol, Enrolled, LaterReason, Question, RefusedReason};
+use crate::messages::{
+    Activation, AkName, Bounded, Credential, Digest, Enrol, Enrolled, LaterReason, Question, RefusedReason,
+};
 
 impl Relay {
     pub(super) fn enrol(&mut self, enrol: Enrol, now: Time) {
@@ -18,7 +20,9 @@ impl Relay {
         }
         let open = match &self.phase {
             Phase::Busy(_) | Phase::Settling(_) => true,
-            Phase::AwaitEvidence { repeat, .. } | Phase::AwaitStatement { repeat, .. } => repeat.next_at.is_some(),
+            Phase::AwaitEvidence { repeat, .. } | Phase::AwaitStatement { repeat, .. } => {
+                repeat.next_at.is_some()
+            }
             _ => false,
         };
         if open {

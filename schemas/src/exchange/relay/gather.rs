@@ -12,17 +12,18 @@ use crate::messages::{Blob, Digest, LaterReason, LogKind, Need, Question, Refuse
 
 /// Above so many lines (some 64 KiB) the IMA log travels before the quote, in parts that survive a cut.
 const BULK_LINES: u64 = 300;
-/// Parts asked for at once: what may be lost and what may be on its way.
-const BATCH: u8 = 4;
+/// Bytes of the UEFI log asked for at once: what may be lost and what may be on its way.
+const UEFI_BATCH: u64 = 48 * 1024;
+/// IMA lines asked for at once: as much.
+const IMA_BATCH: u64 = 256;
 /// IMA lines held for one device; 100 000 entries have some 20 MB.
 const MAX_HELD_IMA: usize = 32 * 1024 * 1024;
 
 impl Relay {
     pub(super) fn uefi_found(&mut self, offer: Offer, found: bool, now: Time) {
-        let size = self.facts.as_ref().and_then(|facts| facts.uefi).map_or(0, |log| log.size);
         if found {
             self.gather_ima_or_ask(offer, now);
-        } else if size > MAX_UEFI_LOG {
+        } else if self.uefi_size() > u64::from(MAX_UEFI_LOG) {
             self.dropped("Ready", "a UEFI log larger than any firmware writes");
             self.refuse(RefusedReason::Offer);
         } else {
@@ -36,8 +37,7 @@ impl Relay {
             self.gathered = Some(Gathered { from, next: from, lines: Vec::new() });
         }
         let next = self.gathered.as_ref().map_or(from, |gathered| gathered.next);
-        let known = self.facts.as_ref().and_then(|facts| facts.ima_entries).unwrap_or(0);
-        if known.saturating_sub(next) > BULK_LINES {
+        if self.ima_known().saturating_sub(next) > BULK_LINES {
             self.gather(offer, LogKind::Ima, now);
         } else {
             self.ask(offer, now);
@@ -46,7 +46,7 @@ impl Relay {
 
     fn gather(&mut self, offer: Offer, log: LogKind, now: Time) {
         let repeat = self.repeat(now);
-        self.ask_for_part(Gather { offer, log, uefi: Vec::new(), expected: 0, repeat }, now);
+        self.ask_for_part(Gather { offer, log, uefi: Vec::new(), upto: 0, repeat }, now);
     }
 
     /// Asks for the next batch.
@@ -70,8 +70,21 @@ impl Relay {
     fn need(&mut self, gather: Gather, repeat: Repeat) {
         let Some(boot) = self.facts.as_ref().map(|facts| facts.boot) else { return self.start_over() };
         let offset = self.next_offset(&gather);
-        self.send(Question::Need(Need { log: gather.log, boot, offset, parts: BATCH }));
-        self.phase = Phase::Gather(Gather { expected: BATCH, repeat, ..gather });
+        let (end, batch) = match gather.log {
+            LogKind::Uefi => (self.uefi_size(), UEFI_BATCH),
+            LogKind::Ima => (self.ima_known(), IMA_BATCH),
+        };
+        let upto = end.min(offset + batch);
+        self.send(Question::Need(Need { log: gather.log, boot, offset, upto }));
+        self.phase = Phase::Gather(Gather { upto, repeat, ..gather });
+    }
+
+    fn uefi_size(&self) -> u64 {
+        self.facts.as_ref().and_then(|facts| facts.uefi).map_or(0, |log| u64::from(log.size))
+    }
+
+    fn ima_known(&self) -> u64 {
+        self.facts.as_ref().and_then(|facts| facts.ima_entries).unwrap_or(0)
     }
 
     fn next_offset(&self, gather: &Gather) -> u64 {
@@ -82,7 +95,7 @@ impl Relay {
     }
 
     pub(super) fn blob(&mut self, blob: Blob, now: Time) {
-        let mut gather = match std::mem::take(&mut self.phase) {
+        let gather = match std::mem::take(&mut self.phase) {
             Phase::Gather(gather) => gather,
             other => {
                 self.phase = other;
@@ -94,7 +107,6 @@ impl Relay {
             self.phase = Phase::Gather(gather);
             return self.dropped("Blob", "not the part that comes next");
         }
-        gather.expected = gather.expected.saturating_sub(1);
         let part = blob.part.into_vec();
         match gather.log {
             LogKind::Uefi => self.uefi_part(gather, part, now),
@@ -132,9 +144,9 @@ impl Relay {
         }
         gathered.lines.extend(part);
         gathered.next += lines(part);
-        let known = self.facts.as_ref().and_then(|facts| facts.ima_entries).unwrap_or(0);
-        let left = known.saturating_sub(self.gathered.as_ref().map_or(0, |gathered| gathered.next));
-        if part.is_empty() || left <= BULK_LINES {
+        let next = gathered.next;
+        let batch_done = next >= gather.upto;
+        if part.is_empty() || (batch_done && self.ima_known().saturating_sub(next) <= BULK_LINES) {
             self.ask(gather.offer, now);
         } else {
             self.go_on(gather, now);
@@ -143,7 +155,7 @@ impl Relay {
 
     /// A part came: the next batch once this one is here, and new patience in any case.
     fn go_on(&mut self, gather: Gather, now: Time) {
-        if gather.expected == 0 {
+        if self.next_offset(&gather) >= gather.upto {
             self.ask_for_part(gather, now);
         } else {
             let repeat = self.repeat(now);

@@ -18,8 +18,8 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 pub use port::{
-    Activated, Command, Done, Facts, ImaState, ImaText, Offer, Offered, OpenedTicket, Proven, Registered, Requested,
-    Restored, Restoring, Session, Standing, Status, Submitted, Token, Unavailable,
+    Activated, Command, Done, Facts, ImaState, ImaText, Offer, Offered, OpenedTicket, Proven, Registered,
+    Requested, Restored, Restoring, Session, Standing, Status, Submitted, Token, Unavailable,
 };
 
 use phase::{Gathered, Phase, Repeat, Retry, Step, Unsubmitted};
@@ -29,7 +29,8 @@ use super::retry::{Jitter, doubled};
 use crate::AgentId;
 use crate::messages::limits::MAX_TICKET;
 use crate::messages::{
-    AkName, BootMarker, Bounded, Digest, Down, Later, LaterReason, Question, Ready, Refused, RefusedReason, Up, Verdict,
+    AkName, BootMarker, Bounded, Digest, Down, Later, LaterReason, Question, Ready, Refused, RefusedReason,
+    Up, Verdict,
 };
 use crate::topics::Via;
 
@@ -265,7 +266,7 @@ impl Relay {
 
     /// Whether it holds nothing that would be missed: the shell may forget it.
     pub fn is_idle(&self) -> bool {
-        matches!(self.phase, Phase::Idle) && self.timeout_at.is_none()
+        matches!(self.phase, Phase::Idle | Phase::Greeting { .. }) && self.timeout_at.is_none()
     }
 
     fn received(&mut self, message: Up, ticket: Option<OpenedTicket>, now: Time) {
@@ -286,7 +287,9 @@ impl Relay {
             return self.dropped("Done", "no command is under way");
         };
         match (step, done) {
-            (Step::Registering(enrol), Done::Registered(registered)) => self.registered(enrol, registered, now),
+            (Step::Registering(enrol), Done::Registered(registered)) => {
+                self.registered(enrol, registered, now)
+            }
             (Step::Activating(enrol, blob, activation), Done::Activated(activated)) => {
                 self.activated((enrol, blob, activation), activated, now);
             }
@@ -317,6 +320,11 @@ impl Relay {
             self.dropped("Ready", "the AK is not a public area with a SHA-256 name");
             return;
         };
+        let of_the_past = |(_, boot_time)| facts.boot_time < boot_time;
+        if self.trusted == Some(facts.ak) && self.stated_boot.is_some_and(of_the_past) {
+            self.dropped("Ready", "of an earlier boot than the one the device has stated");
+            return;
+        }
         if let Some(OpenedTicket { token, ak }) = ticket.filter(|ticket| ticket.ak == facts.ak)
             && self.token.is_none()
         {
@@ -334,20 +342,23 @@ impl Relay {
     /// A device speaks up. When the bridge has a question open, asks it again; else goes on from what is known.
     fn ready(&mut self, facts: Facts, now: Time) {
         let same = self.facts.as_ref().is_some_and(|known| {
-            (known.boot, known.boot_time, known.ak, known.uefi) == (facts.boot, facts.boot_time, facts.ak, facts.uefi)
+            (known.boot, known.boot_time, known.ak, known.uefi)
+                == (facts.boot, facts.boot_time, facts.ak, facts.uefi)
         });
         self.facts = Some(facts);
         match std::mem::take(&mut self.phase) {
             Phase::AwaitEvidence { offer, repeat, .. } if same && repeat.sent_at == now => {
                 self.phase = Phase::AwaitEvidence { offer, repeat, told: false };
             }
-            Phase::AwaitEvidence { offer, .. } | Phase::AwaitStatement { offer, .. } if same => self.ask(offer, now),
+            Phase::AwaitEvidence { offer, .. } | Phase::AwaitStatement { offer, .. } if same => {
+                self.ask(offer, now)
+            }
             Phase::AwaitProof { session, nonce, until, .. } if same && until > now => {
                 self.ask_for_proof(session, nonce, until, now);
             }
             Phase::Gather(gather) if same => self.ask_for_part(gather, now),
             Phase::Resting { due } if same && due > now => {
-                self.accepted(due - now);
+                self.accepted(due.saturating_sub(now));
                 self.phase = Phase::Resting { due };
             }
             Phase::Settling(settling) if same => {
@@ -355,11 +366,11 @@ impl Relay {
                 self.phase = Phase::Settling(settling);
             }
             Phase::Held { check_at } if same && check_at > now => {
-                self.later(check_at - now, LaterReason::Rebooted);
+                self.later(check_at.saturating_sub(now), LaterReason::Rebooted);
                 self.phase = Phase::Held { check_at };
             }
             Phase::Setback { retry_at, retry } if same && retry_at > now => {
-                self.later(retry_at - now, LaterReason::Keylime);
+                self.later(retry_at.saturating_sub(now), LaterReason::Keylime);
                 self.phase = Phase::Setback { retry_at, retry };
             }
             _ => self.proceed(now),
@@ -378,8 +389,8 @@ impl Relay {
             }
             Phase::Gather(gather) => self.ask_for_part(gather, now),
             Phase::Idle if self.facts.is_none() => {
-                let wait = self.jitter.upper_half(self.settings.spread);
-                self.later(wait, LaterReason::Again);
+                let at = now + self.jitter.upper_half(self.settings.spread);
+                self.phase = Phase::Greeting { at };
             }
             other => self.phase = other,
         }
@@ -395,7 +406,8 @@ impl Relay {
             self.open_session(now);
             return;
         };
-        if let Some(unsubmitted) = self.unsubmitted.take_if(|unsubmitted| unsubmitted.offer.expires_at > now) {
+        if let Some(unsubmitted) = self.unsubmitted.take_if(|unsubmitted| unsubmitted.offer.expires_at > now)
+        {
             self.submit(unsubmitted, now);
         } else if self.stated_boot != Some((facts.boot, facts.boot_time)) {
             self.check_boot(&facts);
@@ -412,10 +424,12 @@ impl Relay {
                 Some(repeat) => self.resend_credential(enrol, blob, repeat, now),
                 None => self.phase = Phase::Idle,
             },
-            Phase::AwaitProof { session, nonce, until, repeat } => match repeat.again().filter(|_| until > now) {
-                Some(repeat) => self.ask_for_proof_again(session, nonce, until, repeat, now),
-                None => self.phase = Phase::Idle,
-            },
+            Phase::AwaitProof { session, nonce, until, repeat } => {
+                match repeat.again().filter(|_| until > now) {
+                    Some(repeat) => self.ask_for_proof_again(session, nonce, until, repeat, now),
+                    None => self.phase = Phase::Idle,
+                }
+            }
             Phase::AwaitEvidence { offer, told, .. } if offer.expires_at <= now => {
                 if told {
                     self.proceed(now);
@@ -427,6 +441,7 @@ impl Relay {
                 self.ask_to_state_again(offer, evidence, restored, repeat, now);
             }
             Phase::Gather(gather) => self.ask_for_part_again(gather, now),
+            Phase::Greeting { .. } => self.start_over(),
             Phase::Settling(settling) => self.read_outcome(settling),
             Phase::Resting { .. } => self.proceed(now),
             Phase::Held { .. } => self.check_hold(now),

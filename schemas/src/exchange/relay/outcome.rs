@@ -79,8 +79,8 @@ impl Relay {
             last_success: 0,
         });
         let waited = now.saturating_sub(settling.submitted_at);
-        let advanced =
-            standing.attestation_count > before.attestation_count || standing.last_success > before.last_success;
+        let advanced = standing.attestation_count > before.attestation_count
+            || standing.last_success > before.last_success;
         let outcome = match standing.verdict {
             Verdict::Fail if before.verdict != Verdict::Fail || waited >= OLD_FAIL => Some(Outcome::Fail),
             Verdict::Fail => None,
@@ -104,10 +104,13 @@ impl Relay {
     fn concluded(&mut self, outcome: Outcome, standing: Standing, settling: &Settling, now: Time) {
         let (verdict, reason) = match outcome {
             Outcome::Pass => (Verdict::Pass, None),
-            Outcome::Fail => {
-                (Verdict::Fail, Some("Keylime failed the device; see the verifier's log, then keylime_tenant -c update"))
+            Outcome::Fail => (
+                Verdict::Fail,
+                Some("Keylime failed the device; see the verifier's log, then keylime_tenant -c update"),
+            ),
+            Outcome::Unknown => {
+                (Verdict::Pending, Some("Keylime took the evidence and has not judged it yet"))
             }
-            Outcome::Unknown => (Verdict::Pending, Some("Keylime took the evidence and has not judged it yet")),
         };
         let valid_for = self.interval() * TIMEOUT_INTERVALS;
         if outcome == Outcome::Pass {
@@ -134,7 +137,9 @@ impl Relay {
     fn rest(&mut self, submitted_at: Time, outcome: Outcome) {
         let interval = self.interval();
         let wait = match outcome {
-            Outcome::Fail => doubled(interval, self.fails.saturating_sub(1), self.settings.failing_cap.max(interval)),
+            Outcome::Fail => {
+                doubled(interval, self.fails.saturating_sub(1), self.settings.failing_cap.max(interval))
+            }
             Outcome::Pass | Outcome::Unknown => interval,
         };
         if self.sleeps() || self.owes {

@@ -62,8 +62,8 @@ pub(super) struct Gather {
     pub(super) log: LogKind,
     /// Bytes of the UEFI log; IMA lines go to [`Gathered`].
     pub(super) uefi: Vec<u8>,
-    /// Parts asked for and not here yet.
-    pub(super) expected: u8,
+    /// Where the batch that was asked for ends.
+    pub(super) upto: u64,
     pub(super) repeat: Repeat,
 }
 
@@ -124,6 +124,10 @@ pub(super) enum Phase {
     #[default]
     Idle,
     Busy(Step),
+    /// The device is connected and nothing is known of it: it is asked to speak, unless it does so by itself.
+    Greeting {
+        at: Time,
+    },
     AwaitActivation {
         enrol: Enrol,
         blob: Vec<u8>,
@@ -176,6 +180,7 @@ impl Phase {
                 Some(repeat.next_at.map_or(offer.expires_at, |at| at.min(offer.expires_at)))
             }
             Self::Settling(Settling { next_at: at, .. })
+            | Self::Greeting { at }
             | Self::Resting { due: at }
             | Self::Held { check_at: at }
             | Self::Setback { retry_at: at, .. } => Some(*at),

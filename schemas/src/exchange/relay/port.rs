@@ -10,8 +10,8 @@ use zeroize::Zeroizing;
 use crate::exchange::Time;
 use crate::messages::limits::{MAX_PUBLIC, MAX_TICKET};
 use crate::messages::{
-    AkName, BootMarker, Bounded, Digest, Enrol, Evidence, Nonce, PcrMask, Ready, RefusedReason, Signed, UefiLog,
-    Verdict,
+    AkName, BootMarker, Bounded, Digest, Enrol, Evidence, Nonce, PcrMask, Ready, RefusedReason, Signed,
+    UefiLog, Verdict,
 };
 
 /// A session token of the verifier. Never shown, wiped when dropped.
@@ -72,7 +72,8 @@ impl Facts {
     /// Reads a `Ready`; nothing when its AK is not a public area with a SHA-256 name.
     pub(super) fn of(ready: Ready) -> Option<Self> {
         let ak = AkName::of_public(ready.ak_public.as_slice())?;
-        let Ready { boot, boot_time, pcrs, ak_public, statement, ima_entries, uefi, ticket: _, sleep } = ready;
+        let Ready { boot, boot_time, pcrs, ak_public, statement, ima_entries, uefi, ticket: _, sleep } =
+            ready;
         Some(Self { boot, boot_time, pcrs, ak_public, ak, statement, ima_entries, uefi, sleep })
     }
 }

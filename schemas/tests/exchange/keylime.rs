@@ -1,0 +1,259 @@
+//! A model of Keylime's registrar and push verifier: what they store, what they refuse, what they do for good.
+//!
+//! It knows the traps that cost a device its PASS: a wrong tag deletes the record, a second POST kills the first
+//! nonce, a wrong nonce is taken with 202 and fails the device for good, an IMA device fails after a reboot.
+
+use std::time::Duration;
+
+use keylime_mqtt_schemas::exchange::Time;
+use keylime_mqtt_schemas::exchange::relay::{
+    Activated, Facts, Offer, Offered, Proven, Registered, Requested, Restored, Session, Standing, Status,
+    Submitted, Token,
+};
+use keylime_mqtt_schemas::messages::{AkName, Digest, Nonce, PcrMask, RefusedReason, Signed, Verdict};
+
+use super::device::{self, Proof};
+
+pub(crate) const INTERVAL: Duration = Duration::from_secs(10);
+const CHALLENGE_LIFETIME: Duration = Duration::from_secs(1800);
+const SESSION_NONCE: Duration = Duration::from_secs(60);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Policy {
+    pub(crate) ima: bool,
+    pub(crate) uefi: bool,
+}
+
+#[derive(Debug)]
+struct Record {
+    ek: Vec<u8>,
+    ak: AkName,
+    blob: Vec<u8>,
+    active: bool,
+}
+
+#[derive(Debug)]
+struct Attestation {
+    nonce: Nonce,
+    ima_offset: u64,
+    boot_time: u64,
+    received: bool,
+}
+
+#[derive(Debug)]
+struct Enrolled {
+    ak: AkName,
+    policy: Policy,
+    attestations: Vec<Attestation>,
+    standing: Standing,
+    /// The boot time and the IMA lines of the last pass.
+    passed: Option<(u64, u64)>,
+    last_evidence: Option<Time>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Keylime {
+    pub(crate) session_lifetime: Duration,
+    made: u64,
+    record: Option<Record>,
+    enrolled: Option<Enrolled>,
+    session: Option<(String, Nonce, Time)>,
+    token: Option<(String, Time)>,
+    pub(crate) sessions_opened: u32,
+    /// A PATCH whose quote covers another nonce than the one at its index.
+    pub(crate) foreign_nonces: u32,
+    pub(crate) offers: u32,
+}
+
+impl Keylime {
+    pub(crate) fn new() -> Self {
+        Self {
+            session_lifetime: Duration::from_secs(180),
+            made: 0,
+            record: None,
+            enrolled: None,
+            session: None,
+            token: None,
+            sessions_opened: 0,
+            foreign_nonces: 0,
+            offers: 0,
+        }
+    }
+
+    /// The operator adds the device with this policy; `false` while the registrar does not know it as active.
+    pub(crate) fn add(&mut self, policy: Policy) -> bool {
+        let Some(record) = self.record.as_ref().filter(|record| record.active) else { return false };
+        let standing =
+            Standing { verdict: Verdict::Pending, attestation_count: 0, last_received: 0, last_success: 0 };
+        let (ak, attestations) = (record.ak, Vec::new());
+        self.enrolled =
+            Some(Enrolled { ak, policy, attestations, standing, passed: None, last_evidence: None });
+        true
+    }
+
+    pub(crate) fn is_added(&self) -> bool {
+        self.enrolled.is_some()
+    }
+
+    pub(crate) fn delete(&mut self) {
+        self.enrolled = None;
+    }
+
+    pub(crate) fn regdelete(&mut self) {
+        self.record = None;
+    }
+
+    pub(crate) fn registered(&mut self, ek: &[u8], ak: AkName) -> Registered {
+        if self.record.as_ref().is_some_and(|record| record.ek != ek || record.ak != ak) {
+            return Registered::Refused(RefusedReason::OtherTpm);
+        }
+        self.made += 1;
+        let blob = device::blob(ek, self.made);
+        self.record = Some(Record { ek: ek.to_vec(), ak, blob: blob.clone(), active: false });
+        Registered::Credential(blob)
+    }
+
+    pub(crate) fn activated(&mut self, auth_tag: &[u8; 48]) -> Activated {
+        let Some(record) = &mut self.record else { return Activated::Unknown };
+        if *auth_tag == device::auth_tag(&record.blob) {
+            record.active = true;
+            Activated::Accepted
+        } else {
+            self.record = None;
+            Activated::WrongTag
+        }
+    }
+
+    pub(crate) fn session(&mut self, now: Time) -> Session {
+        self.made += 1;
+        self.sessions_opened += 1;
+        let session = format!("session-{}", self.made);
+        let nonce = self.nonce();
+        self.session = Some((session.clone(), nonce, now + SESSION_NONCE));
+        Session::Opened { session, nonce, good_for: SESSION_NONCE }
+    }
+
+    pub(crate) fn proven(&mut self, session: &str, proof: &Signed, now: Time) -> Proven {
+        let Some((_, nonce, until)) = self.session.take_if(|(open, _, _)| open == session) else {
+            return Proven::SessionGone;
+        };
+        let Some(enrolled) = self.enrolled.as_ref().filter(|_| until >= now) else {
+            return Proven::NotEnrolled;
+        };
+        match Proof::read(proof) {
+            Some(proof) if proof.nonce == nonce && proof.ak == enrolled.ak => {
+                let token = format!("token-{}", self.made);
+                self.token = Some((token.clone(), now + self.session_lifetime));
+                let ticket = format!("ticket:{token}").into_bytes().try_into().ok();
+                Proven::Token { token: Token::new(token), certified: proof.ak, ticket }
+            }
+            _ => Proven::BadProof,
+        }
+    }
+
+    pub(crate) fn status(&self, token: &Token, now: Time) -> Status {
+        if !self.accepts(token, now) {
+            return Status::TokenRejected;
+        }
+        self.enrolled.as_ref().map_or(Status::Gone, |enrolled| Status::Standing(enrolled.standing))
+    }
+
+    pub(crate) fn offered(&mut self, token: &Token, facts: &Facts, now: Time) -> Offered {
+        self.offers += 1;
+        let nonce = self.nonce();
+        if !self.accepts(token, now) {
+            return Offered::TokenRejected;
+        }
+        let Some(enrolled) = &mut self.enrolled else { return Offered::NotEnrolled };
+        if let Some(wait) = enrolled.last_evidence.and_then(|at| (at + INTERVAL).checked_sub(now))
+            && !wait.is_zero()
+        {
+            return Offered::Early(Duration::from_secs(wait.as_secs() + 1));
+        }
+        let ima_offset = match enrolled.passed {
+            Some((boot, _)) if facts.boot_time < boot => {
+                return Offered::Invalid("boot_time went back".to_owned());
+            }
+            Some((boot, lines)) if facts.boot_time == boot => lines,
+            _ => 0,
+        };
+        let mut requested = vec![Requested::Quote];
+        if enrolled.policy.uefi {
+            requested.push(Requested::Uefi);
+        }
+        if enrolled.policy.ima {
+            requested.push(Requested::Ima { offset: ima_offset });
+        }
+        let boot_time = facts.boot_time;
+        enrolled.attestations.push(Attestation { nonce, ima_offset, boot_time, received: false });
+        Offered::Opened(Offer {
+            index: enrolled.attestations.len() as u64 - 1,
+            nonce,
+            pcrs: PcrMask::try_from(0x0007).unwrap(),
+            requested,
+            expires_at: now + CHALLENGE_LIFETIME,
+        })
+    }
+
+    pub(crate) fn submitted(
+        &mut self,
+        token: &Token,
+        index: u64,
+        restored: &Restored,
+        now: Time,
+    ) -> Submitted {
+        if !self.accepts(token, now) {
+            return Submitted::TokenRejected;
+        }
+        let Some(enrolled) = &mut self.enrolled else { return Submitted::Gone };
+        let Some(attestation) = enrolled.attestations.get(usize::try_from(index).unwrap()) else {
+            return Submitted::Gone;
+        };
+        if attestation.received {
+            return Submitted::AlreadyAccepted;
+        }
+        if index + 1 != enrolled.attestations.len() as u64 {
+            return Submitted::Superseded;
+        }
+        let quote = device::Quote::read(&restored.quote);
+        let right_nonce = quote.as_ref().is_some_and(|quote| quote.extra == attestation.nonce.as_bytes());
+        self.foreign_nonces += u32::from(!right_nonce);
+        let rebooted = enrolled.passed.is_some_and(|(boot, _)| boot != attestation.boot_time);
+        let ima_explains = !enrolled.policy.ima
+            || (!rebooted
+                && quote.is_some_and(|quote| {
+                    let lines = restored.ima.clone().unwrap_or_default();
+                    device::explains(attestation.ima_offset, &lines, &quote)
+                }));
+        let lines =
+            restored.ima.as_ref().map_or(0, |ima| ima.iter().filter(|byte| **byte == b'\n').count() as u64);
+        let (boot_time, upto) = (attestation.boot_time, attestation.ima_offset + lines);
+        if let Some(attestation) = enrolled.attestations.last_mut() {
+            attestation.received = true;
+        }
+        enrolled.last_evidence = Some(now);
+        enrolled.standing.last_received = now.as_secs() + 1;
+        if right_nonce && ima_explains && enrolled.standing.verdict != Verdict::Fail {
+            enrolled.passed = Some((boot_time, upto));
+            enrolled.standing.verdict = Verdict::Pass;
+            enrolled.standing.attestation_count += 1;
+            enrolled.standing.last_success = now.as_secs() + 1;
+            if let Some((_, until)) = &mut self.token {
+                *until = now + self.session_lifetime;
+            }
+        } else {
+            enrolled.standing.verdict = Verdict::Fail;
+        }
+        Submitted::Accepted(INTERVAL)
+    }
+
+    fn accepts(&self, token: &Token, now: Time) -> bool {
+        self.token.as_ref().is_some_and(|(good, until)| good == token.expose() && *until > now)
+    }
+
+    fn nonce(&mut self) -> Nonce {
+        self.made += 1;
+        let digest = Digest::of(&[b"nonce", &self.made.to_be_bytes()]);
+        Nonce::try_from(&digest.as_bytes()[..16]).unwrap()
+    }
+}

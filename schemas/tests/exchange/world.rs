@@ -1,0 +1,455 @@
+//! Both halves, a model of Keylime, a model of a device, a network with faults, and one clock.
+//!
+//! Everything that happens is an event with a number, so that a fault can be put on any of them and a run repeated.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use keylime_mqtt_schemas::exchange::attester::{self, Attester};
+use keylime_mqtt_schemas::exchange::relay::{
+    self, Command, Done, ImaState, ImaText, Notice, OpenedTicket, Output, Registered, Relay, Restored,
+    Restoring, Session, Status, Submitted, Token, Unavailable,
+};
+use keylime_mqtt_schemas::exchange::relay::{Activated, Offer, Offered, Proven};
+use keylime_mqtt_schemas::exchange::{Time, relay::Report};
+use keylime_mqtt_schemas::fragment::Reassembly;
+use keylime_mqtt_schemas::messages::{AkName, Digest, Down, Evidence, LaterReason, Outcome, Up, Verdict};
+use keylime_mqtt_schemas::wire::{pack_down, pack_up, unpack_down, unpack_up};
+
+use super::device::{self, Device};
+use super::keylime::{Keylime, Policy};
+
+const NETWORK: Duration = Duration::from_millis(50);
+const HTTP: Duration = Duration::from_millis(20);
+const TPM: Duration = Duration::from_millis(30);
+const RECONNECT: Duration = Duration::from_secs(2);
+const PAYLOAD: usize = 15 * 1024;
+
+/// What can go wrong with one event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fault {
+    /// The message, or the answer to a command, never comes. An answer becomes a time-out.
+    Lost,
+    /// It comes half a minute late.
+    Late,
+    /// It comes twice; the second time a little later.
+    Twice,
+    /// What was sent after it comes first.
+    Overtaken,
+    /// The device's agent dies at this moment and comes back.
+    AgentRestarts,
+    /// The bridge dies at this moment and comes back.
+    BridgeRestarts,
+    /// The command never reaches Keylime, and times out.
+    Refused,
+}
+
+pub(crate) const FAULTS: [Fault; 7] = [
+    Fault::Lost,
+    Fault::Late,
+    Fault::Twice,
+    Fault::Overtaken,
+    Fault::AgentRestarts,
+    Fault::BridgeRestarts,
+    Fault::Refused,
+];
+
+#[derive(Debug, Clone)]
+enum Event {
+    ToBridge(Vec<u8>),
+    ToDevice(Vec<u8>),
+    Present,
+    DeviceConnected(u32),
+    Command(Box<Command>, u32),
+    Answer(Box<Done>, u32),
+    Worked(Box<attester::Done>, u32),
+}
+
+pub(crate) struct World {
+    pub(crate) now: Time,
+    pub(crate) device: Device,
+    pub(crate) keylime: Keylime,
+    pub(crate) policy: Policy,
+    /// The operator adds the device as soon as the registrar has it.
+    pub(crate) operator: bool,
+    attester: Attester,
+    relay: Relay,
+    reassembly: Reassembly,
+    agent_life: u32,
+    bridge_life: u32,
+    queue: BTreeMap<(Time, u64), Event>,
+    sent: u64,
+    pub(crate) events: u64,
+    faults: BTreeMap<u64, Fault>,
+    pub(crate) last_fault: Time,
+    /// What happened, for a reader of a failed run.
+    pub(crate) trace: Vec<String>,
+    uefi_cache: Vec<Digest>,
+    pub(crate) reports: Vec<(Time, Report)>,
+    pub(crate) waiting: Vec<(Time, LaterReason)>,
+    pub(crate) accepted: Vec<Outcome>,
+    pub(crate) refused: u32,
+    pub(crate) bad_notices: Vec<Notice>,
+    pub(crate) dropped: Vec<(&'static str, &'static str)>,
+    pub(crate) up_messages: BTreeMap<&'static str, u32>,
+    /// Applied to what travels, for lies: returns what arrives instead.
+    pub(crate) on_the_way_up: Option<fn(Up) -> Vec<Up>>,
+}
+
+impl World {
+    pub(crate) fn new(device: Device, policy: Policy, faults: BTreeMap<u64, Fault>) -> Self {
+        let mut world = Self {
+            now: Time::from_secs(100),
+            attester: attester(&device, 0),
+            relay: relay(&device, 0),
+            device,
+            keylime: Keylime::new(),
+            policy,
+            operator: true,
+            reassembly: Reassembly::default(),
+            agent_life: 0,
+            bridge_life: 0,
+            queue: BTreeMap::new(),
+            sent: 0,
+            events: 0,
+            faults,
+            last_fault: Time::ZERO,
+            trace: Vec::new(),
+            uefi_cache: Vec::new(),
+            reports: Vec::new(),
+            waiting: Vec::new(),
+            accepted: Vec::new(),
+            refused: 0,
+            bad_notices: Vec::new(),
+            dropped: Vec::new(),
+            up_messages: BTreeMap::new(),
+            on_the_way_up: None,
+        };
+        world.push(Duration::ZERO, Event::DeviceConnected(0));
+        world
+    }
+
+    /// Runs until `done` says so or the time is up; says whether it was done.
+    pub(crate) fn run_until(&mut self, limit: Time, done: impl Fn(&Self) -> bool) -> bool {
+        while !done(self) {
+            let event = self.queue.first_key_value().map(|((at, _), _)| *at);
+            let timers = [self.attester.poll_timeout(), self.relay.poll_timeout()];
+            let Some(next) = event.into_iter().chain(timers.into_iter().flatten()).min() else {
+                return false;
+            };
+            if next > limit {
+                self.now = limit;
+                return false;
+            }
+            self.now = self.now.max(next);
+            if event == Some(next) {
+                if let Some((_, event)) = self.queue.pop_first() {
+                    self.happen(event);
+                }
+            } else {
+                self.attester.handle_timeout(self.now);
+                self.relay.handle_timeout(self.now);
+            }
+            self.drain();
+        }
+        true
+    }
+
+    /// The last things that happened.
+    pub(crate) fn tail(&self) -> String {
+        let from = self.trace.len().saturating_sub(40);
+        self.trace.get(from..).unwrap_or_default().join("\n")
+    }
+
+    pub(crate) fn passes(&self) -> usize {
+        self.reports.iter().filter(|(_, report)| report.verdict == Verdict::Pass).count()
+    }
+
+    pub(crate) fn passes_since(&self, since: Time) -> usize {
+        self.reports.iter().filter(|(at, report)| *at > since && report.verdict == Verdict::Pass).count()
+    }
+
+    pub(crate) fn verdicts(&self) -> Vec<Verdict> {
+        self.reports.iter().map(|(_, report)| report.verdict).collect()
+    }
+
+    pub(crate) fn restart_agent(&mut self) {
+        self.agent_life += 1;
+        self.attester = attester(&self.device, self.agent_life);
+        self.push(RECONNECT, Event::DeviceConnected(self.agent_life));
+    }
+
+    pub(crate) fn restart_bridge(&mut self) {
+        self.bridge_life += 1;
+        self.relay = relay(&self.device, self.bridge_life);
+        self.reassembly = Reassembly::default();
+        self.uefi_cache.clear();
+        // the retained presence
+        self.push(RECONNECT, Event::Present);
+    }
+
+    fn happen(&mut self, event: Event) {
+        self.events += 1;
+        self.trace.push(format!("{:?} {} {}", self.now, self.events, told(&event)));
+        match self.faults.remove(&self.events) {
+            None => self.deliver(event),
+            Some(fault) => {
+                self.last_fault = self.now;
+                self.fail(fault, event);
+            }
+        }
+    }
+
+    fn fail(&mut self, fault: Fault, event: Event) {
+        let timed_out = |command: &Command| answer_unavailable(command);
+        match (fault, event) {
+            (Fault::Lost, Event::Command(command, life)) => {
+                match timed_out(&command) {
+                    // Keylime acts, its answer is lost
+                    Some(done) => {
+                        self.execute(&command, self.now);
+                        self.push(Duration::from_secs(60), Event::Answer(Box::new(done), life));
+                    }
+                    None => self.deliver(Event::Command(command, life)),
+                }
+            }
+            (Fault::Refused, Event::Command(command, life)) => match timed_out(&command) {
+                Some(done) => self.push(HTTP, Event::Answer(Box::new(done), life)),
+                None => self.deliver(Event::Command(command, life)),
+            },
+            (Fault::Lost | Fault::Refused, Event::Worked(_, life)) => {
+                self.push(TPM, Event::Worked(Box::new(attester::Done::Failed), life));
+            }
+            // these are the process's own and do not get lost
+            (Fault::Lost | Fault::Refused, event @ (Event::Answer(..) | Event::DeviceConnected(_))) => {
+                self.deliver(event);
+            }
+            (Fault::Lost | Fault::Refused, Event::ToBridge(_) | Event::ToDevice(_) | Event::Present) => {}
+            (Fault::Late, event) => self.push(Duration::from_secs(30), event),
+            (Fault::Overtaken, event) => self.push(NETWORK * 3, event),
+            (Fault::Twice, event @ (Event::ToBridge(_) | Event::ToDevice(_) | Event::Present)) => {
+                self.push(Duration::from_millis(400), event.clone());
+                self.deliver(event);
+            }
+            (Fault::Twice, event) => self.deliver(event),
+            (Fault::AgentRestarts, event) => {
+                self.restart_agent();
+                self.deliver(event);
+            }
+            (Fault::BridgeRestarts, event) => {
+                self.restart_bridge();
+                self.deliver(event);
+            }
+        }
+    }
+
+    fn deliver(&mut self, event: Event) {
+        let now = self.now;
+        match event {
+            Event::ToBridge(payload) => match unpack_up(payload, &mut self.reassembly, now) {
+                Ok(Some(up)) => {
+                    let lied = match self.on_the_way_up {
+                        Some(lie) => lie(up),
+                        None => vec![up],
+                    };
+                    for up in lied {
+                        *self.up_messages.entry(up.kind()).or_default() += 1;
+                        let ticket = opened(&up, &self.device);
+                        self.relay.handle(relay::Input::Received(up, ticket), now);
+                    }
+                }
+                Ok(None) => {}
+                Err(error) => panic!("the bridge refused a payload of an honest device: {error}"),
+            },
+            Event::ToDevice(payload) => {
+                let down = unpack_down(&payload).expect("a question of an honest bridge");
+                self.attester.handle(attester::Input::Received(down), now);
+            }
+            Event::Present => self.relay.handle(relay::Input::Present, now),
+            Event::DeviceConnected(life) if life == self.agent_life => {
+                self.attester.handle(attester::Input::Connected, now);
+                self.push(NETWORK, Event::Present);
+            }
+            Event::Command(command, life) if life == self.bridge_life => {
+                if let Some(done) = self.execute(&command, now) {
+                    self.push(HTTP, Event::Answer(Box::new(done), life));
+                }
+            }
+            Event::Answer(done, life) if life == self.bridge_life => {
+                self.relay.handle(relay::Input::Done(*done), now);
+            }
+            Event::Worked(done, life) if life == self.agent_life => {
+                self.attester.handle(attester::Input::Done(*done), now);
+            }
+            // of a life that has ended
+            Event::DeviceConnected(_) | Event::Command(..) | Event::Answer(..) | Event::Worked(..) => {}
+        }
+    }
+
+    fn drain(&mut self) {
+        while let Some(output) = self.attester.poll_output() {
+            match output {
+                attester::Output::Send(up, _) => {
+                    let number = u32::try_from(self.sent).unwrap();
+                    for payload in pack_up(&up, number, PAYLOAD).unwrap() {
+                        self.push(NETWORK, Event::ToBridge(payload));
+                    }
+                }
+                attester::Output::Work(work) => {
+                    let done = self.device.work(work);
+                    self.push(TPM, Event::Worked(Box::new(done), self.agent_life));
+                }
+                attester::Output::Report(report) => self.agent_reports(report),
+            }
+        }
+        while let Some(output) = self.relay.poll_output() {
+            match output {
+                Output::Send(down) => self.send_down(&down),
+                Output::Command(Command::KeepUefi(digest, log)) => {
+                    assert_eq!(Digest::of(&[&log]), digest);
+                    self.uefi_cache.push(digest);
+                }
+                Output::Command(command) => {
+                    self.push(HTTP, Event::Command(Box::new(command), self.bridge_life));
+                }
+                Output::Report(report) => self.reports.push((self.now, report)),
+                Output::Notice(notice @ (Notice::Superseded | Notice::Invalid { .. })) => {
+                    self.bad_notices.push(notice);
+                }
+                Output::Notice(Notice::Dropped { kind, why }) => self.dropped.push((kind, why)),
+                Output::Notice(Notice::Setback { .. } | Notice::Unexplained { .. }) => {}
+            }
+        }
+    }
+
+    fn send_down(&mut self, down: &Down) {
+        self.push(NETWORK, Event::ToDevice(pack_down(down).unwrap()));
+    }
+
+    fn agent_reports(&mut self, report: attester::Report) {
+        match report {
+            attester::Report::Enrolled => self.device.enrolled = true,
+            attester::Report::Ticket(ticket) => self.device.ticket = Some(ticket.into_vec()),
+            attester::Report::Waiting(later) => self.waiting.push((self.now, later.reason)),
+            attester::Report::Refused(_) => self.refused += 1,
+            attester::Report::Accepted(accepted) => self.accepted.push(accepted.outcome),
+            attester::Report::Unanswered(_) | attester::Report::Ignored(_) => {}
+        }
+    }
+
+    fn execute(&mut self, command: &Command, now: Time) -> Option<Done> {
+        Some(match command {
+            Command::Register(enrol) => {
+                let ak = AkName::of_public(enrol.ak_public.as_slice()).unwrap();
+                Done::Registered(self.keylime.registered(enrol.ek_public.as_slice(), ak))
+            }
+            Command::Activate { auth_tag } => {
+                let activated = self.keylime.activated(auth_tag);
+                if self.operator && !self.keylime.is_added() {
+                    self.keylime.add(self.policy);
+                }
+                Done::Activated(activated)
+            }
+            Command::OpenSession { .. } => Done::Session(self.keylime.session(now)),
+            Command::Prove { session, proof } => Done::Proven(self.keylime.proven(session, proof, now)),
+            Command::CheckStatement { statement, expected, ak_public } => {
+                Done::StatementChecked(device::stated(statement, expected, ak_public.as_slice()))
+            }
+            Command::ReadStatus { token } => Done::Status(self.keylime.status(token, now)),
+            Command::Offer { token, facts } => Done::Offered(self.keylime.offered(token, facts, now)),
+            Command::FindUefi(digest) => Done::UefiFound(self.uefi_cache.contains(digest)),
+            Command::KeepUefi(..) => return None,
+            Command::Restore { offer, evidence, ak_public, ima } => {
+                Done::Restored(restore(offer, evidence, ak_public.as_slice(), ima.as_ref()))
+            }
+            Command::Submit { token, offer, restored } => {
+                Done::Submitted(self.keylime.submitted(token, offer.index, restored, now))
+            }
+        })
+    }
+
+    fn push(&mut self, after: Duration, event: Event) {
+        self.sent += 1;
+        self.queue.insert((self.now + after, self.sent), event);
+    }
+}
+
+fn told(event: &Event) -> String {
+    let mut text = match event {
+        Event::ToBridge(payload) => {
+            match unpack_up(payload.clone(), &mut Reassembly::default(), Time::ZERO) {
+                Ok(Some(up)) => format!("up {}", up.kind()),
+                _ => "up fragment".to_owned(),
+            }
+        }
+        Event::ToDevice(payload) => {
+            unpack_down(payload).map_or_else(|_| "down ?".to_owned(), |down| format!("{:?}", down.question))
+        }
+        other => format!("{other:?}"),
+    };
+    text.truncate(120);
+    text
+}
+
+fn attester(device: &Device, life: u32) -> Attester {
+    let settings = attester::Settings { seed: u64::from(life) + 1, ..attester::Settings::default() };
+    Attester::new(settings, device.enrolled)
+}
+
+fn relay(device: &Device, life: u32) -> Relay {
+    let settings = relay::Settings { seed: u64::from(life) + 1, ..relay::Settings::default() };
+    Relay::new(device.id.clone(), settings)
+}
+
+/// The model's seal: the ticket says its token, and is good for this device's AK.
+fn opened(up: &Up, device: &Device) -> Option<OpenedTicket> {
+    let Up::Ready(ready) = up else { return None };
+    let ticket = String::from_utf8(ready.ticket.clone()?.into_vec()).ok()?;
+    Some(OpenedTicket { token: Token::new(ticket.strip_prefix("ticket:")?.to_owned()), ak: device.ak() })
+}
+
+fn restore(offer: &Offer, evidence: &Evidence, ak_public: &[u8], ima: Option<&ImaText>) -> Restoring {
+    let Some(quote) = device::bound(evidence, &offer.nonce, ak_public) else {
+        return Restoring::Unbound("the signature does not bind it");
+    };
+    let segment = evidence.ima.as_ref().map(|segment| segment.lines.as_slice()).unwrap_or_default();
+    let lines = ima.map(|text| [text.lines.as_slice(), segment].concat());
+    let restored = Box::new(Restored {
+        quote: evidence.quote.clone(),
+        pcr_blob: evidence.pcr_values.as_slice().to_vec(),
+        ima: lines.clone(),
+        uefi: evidence.uefi,
+    });
+    match (ima, lines) {
+        (Some(text), Some(lines)) => {
+            let known = text.offset == 0 || text.state.is_some();
+            if known && device::explains(text.offset, &lines, &quote) {
+                let entries = text.offset + lines.iter().filter(|byte| **byte == b'\n').count() as u64;
+                Restoring::Explained { restored, ima: Some(ImaState { entries, pcr10: quote.ima }) }
+            } else {
+                Restoring::Unexplained { restored, what: "the IMA log" }
+            }
+        }
+        _ => Restoring::Explained { restored, ima: None },
+    }
+}
+
+fn answer_unavailable(command: &Command) -> Option<Done> {
+    let unavailable = Unavailable { retry_after: None };
+    Some(match command {
+        Command::Register(_) => Done::Registered(Registered::Unavailable(unavailable)),
+        Command::Activate { .. } => Done::Activated(Activated::Unavailable(unavailable)),
+        Command::OpenSession { .. } => Done::Session(Session::Unavailable(unavailable)),
+        Command::Prove { .. } => Done::Proven(Proven::Unavailable(unavailable)),
+        Command::ReadStatus { .. } => Done::Status(Status::Unavailable(unavailable)),
+        Command::Offer { .. } => Done::Offered(Offered::Unavailable(unavailable)),
+        Command::Submit { .. } => Done::Submitted(Submitted::Unavailable(unavailable)),
+        // these are the bridge's own and do not time out
+        Command::CheckStatement { .. }
+        | Command::FindUefi(_)
+        | Command::KeepUefi(..)
+        | Command::Restore { .. } => {
+            return None;
+        }
+    })
+}
