@@ -1,1 +1,33 @@
-//! End to end: a harness of real parts and scenarios named as claims
+//! End to end: a harness of real parts, and scenarios named as claims.
+//!
+//! Nothing here imitates: Keylime is the published one, TPMs are swtpm with EK certificates, brokers are mosquitto
+//! and rumqttd, agent and bridge run as the binaries that are shipped. A test calls [`world`] and gets a small
+//! world of its own, with its own Keylime, broker, CAs and ports, and all of it ends with the test.
+//!
+//! **One Keylime per test**, although a start costs about three seconds: a verifier that is killed, restarted or
+//! configured by one scenario is nobody else's, session limits are not shared, and the same tests run one per
+//! process (nextest) or as threads of one (`cargo test`). What makes a start cheap is the template in
+//! [`keylime`]: CA, keys and migrated databases are made once and copied.
+//!
+//! | module | part |
+//! |---|---|
+//! | [`world`] | all of the below in one call, with devices and scenario steps |
+//! | [`keylime`], [`keylime_config`], [`operator`] | registrar, verifier; `keylime_tenant` as an operator uses it |
+//! | [`swtpm`], [`mux`], [`tpm`] | a device's TPM and a way to share it |
+//! | [`measured_boot`], [`ima`] | firmware's and kernel's measurements, in logs and PCRs |
+//! | [`mosquitto`], [`embedded`], [`pki`] | brokers and certificates |
+//! | [`observe`] | a client that sees what relying parties see, and one that sees everything |
+//! | [`process`], [`scratch`], [`ports`], [`eventually`] | nothing left behind, nothing fixed, nothing guessed |
+
+// A harness that panics fails the test that uses it, which is what it is for.
+#![allow(clippy::expect_used)]
+
+pub mod eventually;
+pub mod ima;
+pub mod measured_boot;
+pub mod mux;
+pub mod ports;
+pub mod process;
+pub mod scratch;
+pub mod swtpm;
+pub mod tpm;

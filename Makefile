@@ -1,0 +1,31 @@
+# `make demo` shows a fleet attesting, `make test` proves the claims, `make lint` keeps the code readable.
+# ONCE=1 lets the demo run through once and say by its exit code whether all went as it should.
+
+.PHONY: demo test lint setup build
+
+CARGO ?= cargo
+# Scenarios wait more than they compute, so a few run at a time even on two cores; more than this, and a
+# starved verifier answers late enough to change what a scenario sees.
+SCENARIOS_AT_A_TIME ?= 3
+
+demo: setup
+	$(CARGO) build --workspace --bins
+	ONCE=$(ONCE) target/debug/keylime-mqtt-demo
+
+# The scenarios start the agent, the bridge and the embedded broker as processes, so those are built first.
+test: setup build
+	@if $(CARGO) nextest --version >/dev/null 2>&1; then \
+		$(CARGO) nextest run --config-file tests/nextest.toml --workspace --no-fail-fast && $(CARGO) test --workspace --doc -q; \
+	else \
+		$(CARGO) test --workspace --no-fail-fast -- --test-threads $(SCENARIOS_AT_A_TIME); \
+	fi
+
+build:
+	$(CARGO) build --workspace --bins
+
+lint:
+	$(CARGO) fmt --all -- --check
+	$(CARGO) clippy --workspace --all-targets -- -D warnings
+
+setup:
+	@tests/setup.sh
