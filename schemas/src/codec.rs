@@ -18,8 +18,8 @@ pub const MAX_ITEMS: usize = 256;
 /// Why bytes are not a message.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CodecError {
-    /// Larger than [`MAX_MESSAGE`].
-    #[error("{0} bytes are more than a message may have")]
+    /// Larger than [`MAX_MESSAGE`], or than messages of its kind may be on this connection.
+    #[error("{0} bytes are more than such a message may have")]
     TooLarge(usize),
     /// Nested deeper than [`MAX_DEPTH`].
     #[error("nested too deeply")]

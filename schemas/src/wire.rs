@@ -28,8 +28,9 @@ pub enum WireError {
 /// [`CodecError::TooLarge`] for a message that may not be sent: above the codec's limit, or a first contact that does
 /// not fit one payload.
 pub fn pack_up(up: &Up, message: u32, payload: usize) -> Result<Vec<Vec<u8>>, CodecError> {
-    let payloads = split(encode(up)?, message, payload)?;
-    let size = payloads.iter().map(Vec::len).sum();
+    let encoded = encode(up)?;
+    let size = encoded.len();
+    let payloads = split(encoded, message, payload)?;
     if is_first_contact(up) && (payloads.len() > 1 || size > MAX_FIRST_CONTACT) {
         return Err(CodecError::TooLarge(size));
     }

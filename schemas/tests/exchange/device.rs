@@ -191,8 +191,9 @@ fn signature(ak: &AkName, attest: &[u8]) -> Vec<u8> {
     Digest::of(&[b"the AK's private half", ak.as_bytes(), attest]).as_bytes().to_vec()
 }
 
-fn count(text: &[u8]) -> u64 {
-    text.iter().filter(|byte| **byte == b'\n').count() as u64
+/// Lines of a text in which every line ends in a newline.
+pub(crate) fn count(text: &[u8]) -> u64 {
+    text.split_inclusive(|byte| *byte == b'\n').count() as u64
 }
 
 pub(crate) fn blob(ek: &[u8], number: u64) -> Vec<u8> {

@@ -225,8 +225,7 @@ impl Keylime {
                     let lines = restored.ima.clone().unwrap_or_default();
                     device::explains(attestation.ima_offset, &lines, &quote)
                 }));
-        let lines =
-            restored.ima.as_ref().map_or(0, |ima| ima.iter().filter(|byte| **byte == b'\n').count() as u64);
+        let lines = restored.ima.as_deref().map_or(0, device::count);
         let (boot_time, upto) = (attestation.boot_time, attestation.ima_offset + lines);
         if let Some(attestation) = enrolled.attestations.last_mut() {
             attestation.received = true;

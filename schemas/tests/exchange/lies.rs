@@ -23,7 +23,10 @@ fn changed(bytes: &[u8]) -> Vec<u8> {
     bytes
 }
 
-const LIES: [(&str, fn(Up) -> Vec<Up>); 9] = [
+/// What arrives instead of what was sent.
+type Lie = fn(Up) -> Vec<Up>;
+
+const LIES: [(&str, Lie); 9] = [
     ("an edited boot time", |up| match up {
         Up::Ready(ready) => vec![Up::Ready(Ready { boot_time: ready.boot_time + 1_000_000, ..ready })],
         other => vec![other],

@@ -424,7 +424,7 @@ fn restore(offer: &Offer, evidence: &Evidence, ak_public: &[u8], ima: Option<&Im
         (Some(text), Some(lines)) => {
             let known = text.offset == 0 || text.state.is_some();
             if known && device::explains(text.offset, &lines, &quote) {
-                let entries = text.offset + lines.iter().filter(|byte| **byte == b'\n').count() as u64;
+                let entries = text.offset + device::count(&lines);
                 Restoring::Explained { restored, ima: Some(ImaState { entries, pcr10: quote.ima }) }
             } else {
                 Restoring::Unexplained { restored, what: "the IMA log" }

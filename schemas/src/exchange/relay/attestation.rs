@@ -57,7 +57,7 @@ impl Relay {
                 self.refuse(RefusedReason::Offer);
             }
             Offered::Unavailable(unavailable) => {
-                self.setback("attestation", Retry::Proceed, unavailable, now)
+                self.setback("attestation", Retry::Proceed, unavailable, now);
             }
         }
     }

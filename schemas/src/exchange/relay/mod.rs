@@ -9,6 +9,7 @@
 mod attestation;
 mod enrolment;
 mod gather;
+mod interface;
 mod outcome;
 mod phase;
 mod port;
@@ -17,6 +18,7 @@ mod session;
 use std::collections::VecDeque;
 use std::time::Duration;
 
+pub use interface::{Input, Notice, Output, Report, Settings};
 pub use port::{
     Activated, Command, Done, Facts, ImaState, ImaText, Offer, Offered, OpenedTicket, Proven, Registered,
     Requested, Restored, Restoring, Session, Standing, Status, Submitted, Token, Unavailable,
@@ -32,7 +34,6 @@ use crate::messages::{
     AkName, BootMarker, Bounded, Digest, Down, Later, LaterReason, Question, Ready, Refused, RefusedReason,
     Up, Verdict,
 };
-use crate::topics::Via;
 
 /// First wait after Keylime did not answer; doubles.
 const SETBACK_FIRST: Duration = Duration::from_secs(1);
@@ -42,120 +43,6 @@ const SETBACK_CAP: Duration = Duration::from_secs(60);
 const TIMEOUT_INTERVALS: u32 = 5;
 /// The interval to reckon with until the verifier has named its own: Keylime's agents use it as default.
 const ASSUMED_INTERVAL: Duration = Duration::from_secs(60);
-
-/// How a bridge behaves towards its devices; from its configuration.
-#[derive(Debug, Clone)]
-pub struct Settings {
-    /// The bridge's name, where several serve.
-    pub via: Option<Via>,
-    /// When a question is repeated; doubles.
-    pub repeat_after: Duration,
-    /// How often it is repeated.
-    pub repeats: u8,
-    /// First wait of a device that is not enrolled; doubles.
-    pub waiting_first: Duration,
-    /// Longest wait of a device that is not enrolled.
-    pub waiting_cap: Duration,
-    /// Wait of a refused device.
-    pub refused_wait: Duration,
-    /// Hold a device that rebooted under an IMA policy instead of letting Keylime fail it for good.
-    pub hold_after_reboot: bool,
-    /// Longest wait between attestations of a device that Keylime fails.
-    pub failing_cap: Duration,
-    /// Devices without memory are asked to speak within this time after a restart of the bridge.
-    pub spread: Duration,
-    /// Differs per device, so that a fleet spreads.
-    pub seed: u64,
-}
-
-impl Default for Settings {
-    fn default() -> Self {
-        Self {
-            via: None,
-            repeat_after: Duration::from_secs(10),
-            repeats: 2,
-            waiting_first: Duration::from_secs(5),
-            waiting_cap: Duration::from_secs(60),
-            refused_wait: Duration::from_secs(300),
-            hold_after_reboot: true,
-            failing_cap: Duration::from_secs(300),
-            spread: Duration::from_secs(10),
-            seed: 0,
-        }
-    }
-}
-
-/// What the shell tells the machine.
-#[derive(Debug, Clone)]
-pub enum Input {
-    /// The device speaks; its ticket, if the message had one and it opened.
-    Received(Up, Option<OpenedTicket>),
-    /// The device's presence says that it is connected.
-    Present,
-    /// The command under way is done.
-    Done(Done),
-}
-
-/// What the shell has to do.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Output {
-    /// Publish to the device.
-    Send(Down),
-    /// Do this and come back with [`Input::Done`] (save where [`Command`] says otherwise).
-    Command(Command),
-    /// Publish as the device's result.
-    Report(Report),
-    /// Log and count.
-    Notice(Notice),
-}
-
-/// What is to be published as the device's result.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Report {
-    /// Keylime's word, or `Unknown` with a reason.
-    pub verdict: Verdict,
-    /// What is waited for or to be done.
-    pub reason: Option<String>,
-    /// SHA-256 of the nonce of the attestation that it speaks of.
-    pub nonce: Option<Digest>,
-    /// Keylime's count of attestations.
-    pub attestation_count: Option<u64>,
-    /// How long it may be relied on.
-    pub valid_for: Duration,
-}
-
-/// Something to log and count.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Notice {
-    /// A message was of no use.
-    Dropped {
-        /// The message's kind.
-        kind: &'static str,
-        /// Why.
-        why: &'static str,
-    },
-    /// Keylime did not answer; tried again after a while.
-    Setback {
-        /// What was asked of it.
-        what: &'static str,
-        /// The wait.
-        wait: Duration,
-    },
-    /// Somebody else opened an attestation for this device, such as a second bridge.
-    Superseded,
-    /// Keylime refused what it was given; its words.
-    Invalid {
-        /// What it was given.
-        what: &'static str,
-        /// Its words.
-        detail: String,
-    },
-    /// The evidence's signature holds but a log does not explain the quote: the device is asked for a statement.
-    Unexplained {
-        /// What is not explained.
-        what: &'static str,
-    },
-}
 
 /// The bridge's half for one device.
 #[derive(Debug)]
@@ -288,7 +175,7 @@ impl Relay {
         };
         match (step, done) {
             (Step::Registering(enrol), Done::Registered(registered)) => {
-                self.registered(enrol, registered, now)
+                self.registered(enrol, registered, now);
             }
             (Step::Activating(enrol, blob, activation), Done::Activated(activated)) => {
                 self.activated((enrol, blob, activation), activated, now);
@@ -351,7 +238,7 @@ impl Relay {
                 self.phase = Phase::AwaitEvidence { offer, repeat, told: false };
             }
             Phase::AwaitEvidence { offer, .. } | Phase::AwaitStatement { offer, .. } if same => {
-                self.ask(offer, now)
+                self.ask(offer, now);
             }
             Phase::AwaitProof { session, nonce, until, .. } if same && until > now => {
                 self.ask_for_proof(session, nonce, until, now);
