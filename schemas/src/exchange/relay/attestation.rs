@@ -64,11 +64,11 @@ impl Relay {
 
     /// The verifier waits for evidence. First the hold of a reboot, then the logs that are not here, then the quote.
     fn opened(&mut self, offer: Offer, now: Time) {
-        // Keylime asks for the IMA log from 0 although it has passed this device before: another boot
+        // Keylime asks for the IMA log from 0 although it has passed this device before: another boot, or added anew
         let rebooted =
             offer.ima_offset() == Some(0) && self.baseline.is_some_and(|known| known.attestation_count > 0);
         if rebooted && self.settings.hold_after_reboot {
-            self.hold(now);
+            self.check_hold(now);
         } else if offer.wants_uefi() {
             match self.facts.as_ref().and_then(|facts| facts.uefi) {
                 Some(log) => self.command(Step::FindingUefi(offer), Command::FindUefi(log.digest)),

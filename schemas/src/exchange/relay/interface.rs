@@ -41,7 +41,7 @@ impl Default for Settings {
             waiting_cap: Duration::from_secs(60),
             refused_wait: Duration::from_secs(300),
             hold_after_reboot: true,
-            failing_cap: Duration::from_secs(300),
+            failing_cap: Duration::from_secs(60),
             spread: Duration::from_secs(10),
             seed: 0,
         }

@@ -162,13 +162,16 @@ impl Relay {
     pub(super) fn hold(&mut self, now: Time) {
         let wait = doubled(HOLD_FIRST, self.hold, HOLD_CAP);
         if self.hold == 0 || self.owes {
-            self.report(Verdict::Unknown, Some(LaterReason::Rebooted.to_string()));
+            let failed = self.baseline.is_some_and(|standing| standing.verdict == Verdict::Fail);
+            let verdict = if failed { Verdict::Fail } else { Verdict::Unknown };
+            self.report(verdict, Some(LaterReason::Rebooted.to_string()));
             self.later(wait, LaterReason::Rebooted);
         }
         self.hold += 1;
         self.phase = Phase::Held { check_at: now + wait };
     }
 
+    /// The verifier's count starts anew when the device is added again.
     pub(super) fn check_hold(&mut self, now: Time) {
         match self.token.clone() {
             Some(token) => self.read_status(token, Reading::Hold),
