@@ -10,7 +10,10 @@
 //! [`store`] keeps the little that must outlive a restart, and [`config`] says where all of that is. What is sent, and
 //! when, is decided by the state machine in `keylime-mqtt-schemas`; nothing here knows the protocol's order.
 
+pub mod cli;
 pub mod config;
+pub mod evidence;
 pub mod logs;
+pub mod run;
 pub mod store;
 pub mod tpm;

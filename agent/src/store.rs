@@ -89,7 +89,7 @@ pub struct Store {
     directory: PathBuf,
     state: State,
     /// Released when the agent ends, however it ends.
-    _lock: Option<Flock<File>>,
+    lock: Option<Flock<File>>,
 }
 
 impl Store {
@@ -106,7 +106,7 @@ impl Store {
             .map_err(io("opened", &path))?;
         let lock = Flock::lock(file, FlockArg::LockExclusiveNonblock)
             .map_err(|_| StoreError::InUse { path: directory.to_owned() })?;
-        store._lock = Some(lock);
+        store.lock = Some(lock);
         Ok(store)
     }
 
@@ -119,7 +119,7 @@ impl Store {
                 .create(directory)
                 .map_err(io("created", directory))?;
         }
-        Ok(Self { state: load(&directory.join(FILE))?, directory: directory.to_owned(), _lock: None })
+        Ok(Self { state: load(&directory.join(FILE))?, directory: directory.to_owned(), lock: None })
     }
 
     /// What is kept.

@@ -37,10 +37,10 @@ pub struct BootRecord {
 impl BootSources {
     /// Names this boot. A TPM reset is a boot of its own, since it zeroes the PCRs.
     pub fn marker(&self, reset_count: u32) -> Result<BootMarker, LogError> {
-        let id = self.read(ID_KEY, &self.id)?;
+        let id = read(ID_KEY, &self.id)?;
         let id = id.trim();
         if id.is_empty() || id.len() > LONGEST_ID {
-            return Err(self.not_that(ID_KEY, &self.id, "a boot id"));
+            return Err(not_that(ID_KEY, &self.id, "a boot id"));
         }
         let digest = Digest::of(&[id.as_bytes(), &reset_count.to_be_bytes()]);
         let [first @ .., _, _, _, _, _, _, _, _, _, _, _, _, _, _, _, _] = digest.as_bytes();
@@ -52,9 +52,9 @@ impl BootSources {
         if let Some(kept) = kept.filter(|kept| kept.marker == marker) {
             return Ok(kept);
         }
-        let text = self.read(TIME_KEY, &self.time)?;
+        let text = read(TIME_KEY, &self.time)?;
         let time = boot_time(&text).ok_or_else(|| {
-            self.not_that(TIME_KEY, &self.time, "/proc/stat (with a btime line) or a number of Unix seconds")
+            not_that(TIME_KEY, &self.time, "/proc/stat (with a btime line) or a number of Unix seconds")
         })?;
         let earliest = kept.map_or(0, |kept| kept.time.saturating_add(1));
         Ok(BootRecord { marker, time: time.max(earliest) })
@@ -65,14 +65,14 @@ impl BootSources {
         let marker = self.marker(0)?;
         self.record(marker, None).map(drop)
     }
+}
 
-    fn read(&self, key: &'static str, path: &Path) -> Result<String, LogError> {
-        std::fs::read_to_string(path).map_err(LogError::unreadable(key, path))
-    }
+fn read(key: &'static str, path: &Path) -> Result<String, LogError> {
+    std::fs::read_to_string(path).map_err(LogError::unreadable(key, path))
+}
 
-    fn not_that(&self, key: &'static str, path: &Path, expected: &'static str) -> LogError {
-        LogError::NotThat { key, path: path.to_owned(), expected }
-    }
+fn not_that(key: &'static str, path: &Path, expected: &'static str) -> LogError {
+    LogError::NotThat { key, path: path.to_owned(), expected }
 }
 
 /// The btime line of proc(5)'s `/proc/stat`, or the text as a number.

@@ -7,7 +7,7 @@ use tss_esapi::constants::response_code::{Tss2ResponseCode, Tss2ResponseCodeKind
 use tss_esapi::handles::{AuthHandle, SessionHandle};
 use tss_esapi::interface_types::algorithm::HashingAlgorithm;
 use tss_esapi::interface_types::session_handles::{AuthSession, PolicySession};
-use tss_esapi::structures::{Digest, EncryptedSecret, IdObject, SymmetricDefinition};
+use tss_esapi::structures::{Digest, EncryptedSecret, IdObject, Nonce, SymmetricDefinition};
 use tss_esapi::{Error, WrapperErrorKind};
 use zeroize::Zeroizing;
 
@@ -100,9 +100,9 @@ fn with_ek_policy(
             context.policy_secret(
                 policy,
                 AuthHandle::Endorsement,
-                Default::default(),
-                Default::default(),
-                Default::default(),
+                Nonce::default(),
+                Digest::default(),
+                Nonce::default(),
                 None,
             )
         })?;

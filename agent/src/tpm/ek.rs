@@ -63,7 +63,7 @@ pub(super) fn load(context: &mut Context, configured: Option<u32>) -> Result<Loa
 pub(super) fn certificate(context: &mut Context) -> Result<Option<Vec<u8>>, Failure> {
     // Asked for by list: reading an index that is not there would make the software stack print errors.
     let present = space::handles(context, RSA_EK_CERTIFICATE.max(TPM2_NV_INDEX_FIRST))?;
-    if !present.first().is_some_and(|handle| u32::from(*handle) == RSA_EK_CERTIFICATE) {
+    if present.first().is_none_or(|handle| u32::from(*handle) != RSA_EK_CERTIFICATE) {
         return Ok(None);
     }
     let stored = ek::retrieve_ek_pubcert(context, AsymmetricAlgorithmSelection::Rsa(RsaKeyBits::Rsa2048))?;

@@ -69,8 +69,13 @@ impl Tpm {
     /// [`TpmError::BadTcti`] needs the operator; [`TpmError::Unreachable`] and [`TpmError::Timeout`] may pass: start again.
     pub async fn start(settings: TpmSettings, saved: Option<SavedAk>) -> Result<Self, TpmError> {
         let service = Service::spawn(settings, saved)?;
-        service.call_within(KEY_CREATION_TIMEOUT, "open", |device| device.connect()).await?;
+        service.call_within(KEY_CREATION_TIMEOUT, "open", service::Device::connect).await?;
         Ok(Self { service })
+    }
+
+    /// Whether the settings name a TPM at all, without reaching for it.
+    pub fn check(settings: &TpmSettings) -> Result<(), TpmError> {
+        service::parse_tcti(&settings.tcti).map(drop)
     }
 
     /// Who this device is, with the AK in use now. The caller persists [`Identity::saved_ak`] and sees from

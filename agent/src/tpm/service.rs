@@ -31,6 +31,10 @@ const PAUSE: Duration = Duration::from_millis(20);
 /// Longest pause.
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
+pub(super) fn parse_tcti(tcti: &str) -> Result<TctiNameConf, TpmError> {
+    tcti.parse().map_err(|_| TpmError::BadTcti { tcti: tcti.to_owned() })
+}
+
 type Job = Box<dyn FnOnce(&mut Device) + Send>;
 
 /// The callers' side.
@@ -43,8 +47,7 @@ pub(super) struct Service {
 
 impl Service {
     pub(super) fn spawn(settings: TpmSettings, saved: Option<SavedAk>) -> Result<Self, TpmError> {
-        let tcti: TctiNameConf =
-            settings.tcti.parse().map_err(|_| TpmError::BadTcti { tcti: settings.tcti.clone() })?;
+        let tcti = parse_tcti(&settings.tcti)?;
         let patience = settings.command_timeout;
         let (queue, mut jobs) = mpsc::channel::<Job>(QUEUE);
         let busy = Arc::new(BusySince::default());

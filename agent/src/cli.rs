@@ -1,0 +1,220 @@
+//! The command line.
+
+use std::io::IsTerminal;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::ParseError;
+
+use crate::config::{Config, ConfigError, DEFAULT_FILE, Overrides, TpmOverrides};
+use crate::run::{self, EXIT_CODES, Mode, RunError};
+use crate::store::Store;
+use crate::tpm::{Identity, Tpm, TpmError, ek_certificate_issuer};
+
+/// The library below logs every refused command by itself; what matters is logged here with its meaning.
+const QUIET: &str = "tss_esapi=off";
+/// Exit code for a wrong configuration or command line; clap uses the same.
+const WRONG_CONFIGURATION: u8 = 2;
+
+/// Attests this device to Keylime through an MQTT broker: answers the bridge's challenges with evidence of the TPM.
+#[derive(Debug, Parser)]
+#[command(
+    name = "keylime-mqtt-agent",
+    version,
+    after_help = "\
+Every key of the configuration can be set in the environment: KEYLIME_MQTT_AGENT_TPM__TCTI is tcti in the table [tpm].
+The environment wins over the file, flags win over both. TSS2_LOG=all+NONE silences what the TPM library prints by itself."
+)]
+pub struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Args)]
+struct Global {
+    /// Configuration file (TOML).
+    #[arg(long, short, global = true, env = "KEYLIME_MQTT_AGENT_CONFIG", default_value = DEFAULT_FILE, value_name = "FILE")]
+    config: PathBuf,
+    /// Id under which Keylime knows the device, or `hash_ek` [key: id].
+    #[arg(long, global = true)]
+    id: Option<String>,
+    /// How to reach the TPM, such as device:/dev/tpmrm0 [key: tpm.tcti].
+    #[arg(long, global = true)]
+    tcti: Option<String>,
+    /// Directory for what must outlive a restart [key: state_dir].
+    #[arg(long, global = true, value_name = "DIR")]
+    state_dir: Option<PathBuf>,
+    /// Filter for the log on standard error, such as debug [key: log].
+    #[arg(long, global = true)]
+    log: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Attest until stopped; or once, with an exit code that says the outcome.
+    #[command(after_help = EXIT_CODES)]
+    Run {
+        /// Wake, attest, end.
+        #[arg(long)]
+        once: bool,
+        /// With --once: latest end, in seconds.
+        #[arg(long, default_value_t = 300, value_name = "SECONDS", requires = "once")]
+        deadline: u64,
+        /// With --once: seconds until the next run, so that the bridge knows when to expect it; 0: at no fixed time.
+        #[arg(long, default_value_t = 0, value_name = "SECONDS", requires = "once")]
+        sleep: u32,
+    },
+    /// Check configuration, certificates, logs and state, without touching TPM or broker.
+    CheckConfig,
+    /// Print who this device is, and the lines to paste for admission and enrolment. Uses the TPM.
+    ShowIdentity,
+}
+
+impl Cli {
+    /// Does what was asked; the result is the exit code.
+    pub fn execute(self) -> Result<u8, CliError> {
+        let config = Config::read(&self.global.config, &self.global.overrides())?;
+        let filter = filter(&config.log)?;
+        tracing_subscriber::fmt()
+            .with_env_filter(filter)
+            .with_writer(std::io::stderr)
+            .with_ansi(std::io::stderr().is_terminal())
+            .init();
+        match self.command {
+            Command::Run { once, deadline, sleep } => {
+                let mode = if once {
+                    Mode::Once { deadline: Duration::from_secs(deadline), sleep }
+                } else {
+                    Mode::Service
+                };
+                Ok(runtime()?.block_on(run::run(&config, mode))?.exit_code())
+            }
+            Command::CheckConfig => {
+                check(&config)?;
+                println!("{}: the configuration is good", self.global.config.display());
+                Ok(0)
+            }
+            Command::ShowIdentity => {
+                print!("{}", runtime()?.block_on(show_identity(&config))?);
+                Ok(0)
+            }
+        }
+    }
+}
+
+impl Global {
+    fn overrides(&self) -> Overrides {
+        Overrides {
+            id: self.id.clone(),
+            state_dir: self.state_dir.clone(),
+            log: self.log.clone(),
+            tpm: self.tcti.clone().map(|tcti| TpmOverrides { tcti }),
+        }
+    }
+}
+
+/// What ends the program with a message.
+#[derive(Debug, thiserror::Error)]
+pub enum CliError {
+    /// The configuration.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The log filter.
+    #[error("log = {filter:?}: {source}; write info, debug or as in RUST_LOG")]
+    Filter {
+        /// As configured.
+        filter: String,
+        /// What is wrong with it.
+        source: ParseError,
+    },
+    /// The agent cannot run on.
+    #[error(transparent)]
+    Run(#[from] RunError),
+}
+
+/// 2 for what the operator has to correct before a new try can help, else 1.
+pub fn exit_code_of(error: &CliError) -> u8 {
+    match error {
+        CliError::Config(_)
+        | CliError::Filter { .. }
+        | CliError::Run(
+            RunError::Config(_)
+            | RunError::Log(_)
+            | RunError::Store(_)
+            | RunError::Tpm(TpmError::BadTcti { .. } | TpmError::NoEk { .. } | TpmError::ForeignEk { .. }),
+        ) => WRONG_CONFIGURATION,
+        CliError::Run(_) => 1,
+    }
+}
+
+fn filter(filter: &str) -> Result<EnvFilter, CliError> {
+    EnvFilter::builder()
+        .parse(format!("{filter},{QUIET}"))
+        .map_err(|source| CliError::Filter { filter: filter.to_owned(), source })
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime, RunError> {
+    // One thread carries the connection; TPM and logs have their own.
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .map_err(|source| RunError::System { what: "no runtime", source })
+}
+
+fn check(config: &Config) -> Result<(), RunError> {
+    config.broker()?;
+    run::check_files(config)?;
+    Store::peek(&config.state_dir)?;
+    Tpm::check(&config.tpm())?;
+    Ok(())
+}
+
+async fn show_identity(config: &Config) -> Result<String, RunError> {
+    let mut store = Store::peek(&config.state_dir)?;
+    let tpm = Tpm::start(config.tpm(), store.state().ak.clone()).await?;
+    let identity = tpm.identity().await?;
+    tpm.close().await?;
+    if store.state().ak.is_none() {
+        store.update(|state| state.ak = Some(identity.saved_ak.clone()))?;
+    }
+    let id = run::agent_id(config, &identity)?;
+    Ok(describe(id.as_str(), &identity, config))
+}
+
+fn describe(id: &str, identity: &Identity, config: &Config) -> String {
+    let certificate = match &identity.ek_certificate {
+        Some(der) => match ek_certificate_issuer(der) {
+            Some(issuer) => format!("issued by {issuer}"),
+            None => "present, but not readable as a certificate".to_owned(),
+        },
+        None => "none: this TPM has no EK certificate, so the bridge needs the admission line".to_owned(),
+    };
+    let mut policies = Vec::new();
+    policies.extend(config.ima_log.as_ref().map(|_| "--runtime-policy FILE"));
+    policies.extend(config.uefi_log.as_ref().map(|_| "--mb-policy FILE"));
+    if policies.is_empty() {
+        policies.push(r#"--tpm_policy '{"7": ["<sha256 in hex>"]}'"#);
+    }
+    format!(
+        "\
+id:             {id}
+EK hash:        {ek_hash}
+EK certificate: {certificate}
+AK name:        {ak_name}
+
+Line for the bridge's admission list ([admission] list_file):
+  {id} = {ek_hash}
+
+To enrol at the verifier, once the agent has run (without a policy the verifier asks for nothing and never says PASS):
+  keylime_tenant -c add --push-model -u {id} {policies}
+",
+        ek_hash = identity.ek_hash,
+        ak_name = hex::encode(identity.ak_name),
+        policies = policies.join(" "),
+    )
+}
