@@ -274,7 +274,7 @@ impl Device {
             return Ok(ImaSegment { offset, lines: Bounded::default() });
         };
         log.refresh()?;
-        let lines = log.lines(offset, MAX_INLINE_IMA)?;
+        let lines = log.lines(offset, u64::MAX, MAX_INLINE_IMA)?;
         if lines.end < log.entries() {
             return Err(EvidenceError::LogAhead { missing: lines.bytes.len() });
         }
@@ -287,13 +287,16 @@ impl Device {
         }
         let part = match need.log {
             LogKind::Uefi => match &mut self.uefi {
-                Some(log) => log.content(need.boot)?.part(need.offset, PART).to_vec(),
+                Some(log) => {
+                    let wanted = usize::try_from(need.upto.saturating_sub(need.offset)).unwrap_or(PART);
+                    log.content(need.boot)?.part(need.offset, wanted.min(PART)).to_vec()
+                }
                 None => Vec::new(),
             },
             LogKind::Ima => match &mut self.ima {
                 Some(log) => {
                     log.refresh()?;
-                    log.lines(need.offset.min(log.entries()), PART)?.bytes
+                    log.lines(need.offset.min(log.entries()), need.upto, PART)?.bytes
                 }
                 None => Vec::new(),
             },

@@ -88,11 +88,12 @@ impl ImaLog {
         Ok(if same { Growth::Lines(self.entries - before) } else { Growth::Replaced })
     }
 
-    /// Whole lines from `from` on, as many as fit in `max_bytes`, and at least one if there is one.
-    pub fn lines(&self, from: u64, max_bytes: usize) -> Result<Lines, LogError> {
+    /// Whole lines from `from` up to but without `to` or the end, as many as fit in `max_bytes`, and at least one if
+    /// there is one.
+    pub fn lines(&self, from: u64, to: u64, max_bytes: usize) -> Result<Lines, LogError> {
         let mut bytes = Vec::new();
         let mut end = from;
-        self.visit(from, self.entries, |line| {
+        self.visit(from, to.min(self.entries).max(from), |line| {
             let fits = bytes.is_empty() || bytes.len() + line.len() <= max_bytes;
             if fits {
                 bytes.extend_from_slice(line);
@@ -265,7 +266,7 @@ mod tests {
                 assert_eq!(log.entries(), whole as u64);
             }
             assert_eq!(log.entries(), 390);
-            assert_eq!(log.lines(0, usize::MAX).unwrap(), Lines { bytes: RECORDED.to_vec(), end: 390 });
+            assert_eq!(log.lines(0, u64::MAX, usize::MAX).unwrap(), Lines { bytes: RECORDED.to_vec(), end: 390 });
             assert_eq!(log.digest(0, 390).unwrap().as_slice(), Sha256::digest(RECORDED).as_slice());
         }
     }
@@ -275,10 +276,10 @@ mod tests {
         let (_directory, path) = log_file(b"one\ntw");
         let mut log = ImaLog::new(&path);
         assert_eq!(log.refresh().unwrap(), Growth::Lines(1));
-        assert_eq!(log.lines(0, 100).unwrap().bytes, b"one\n");
+        assert_eq!(log.lines(0, u64::MAX, 100).unwrap().bytes, b"one\n");
         append(&path, b"o\nthree");
         assert_eq!(log.refresh().unwrap(), Growth::Lines(1));
-        assert_eq!(log.lines(1, 100).unwrap().bytes, b"two\n");
+        assert_eq!(log.lines(1, u64::MAX, 100).unwrap().bytes, b"two\n");
         assert_eq!(log.refresh().unwrap(), Growth::Lines(0));
     }
 
@@ -289,7 +290,7 @@ mod tests {
         log.refresh().unwrap();
         let (mut from, mut gathered) = (0, Vec::new());
         loop {
-            let part = log.lines(from, 1000).unwrap();
+            let part = log.lines(from, u64::MAX, 1000).unwrap();
             if part.bytes.is_empty() {
                 break;
             }
@@ -305,7 +306,9 @@ mod tests {
         let (_directory, path) = log_file(b"a\nlonger than four\nb\n");
         let mut log = ImaLog::new(&path);
         log.refresh().unwrap();
-        assert_eq!(log.lines(1, 4).unwrap(), Lines { bytes: b"longer than four\n".to_vec(), end: 2 });
+        assert_eq!(log.lines(0, 1, 100).unwrap(), Lines { bytes: b"a\n".to_vec(), end: 1 });
+        assert_eq!(log.lines(1, 1, 100).unwrap(), Lines { bytes: Vec::new(), end: 1 });
+        assert_eq!(log.lines(1, u64::MAX, 4).unwrap(), Lines { bytes: b"longer than four\n".to_vec(), end: 2 });
     }
 
     #[test]
@@ -317,9 +320,9 @@ mod tests {
         log.refresh().unwrap();
         assert!(log.marks.len() <= MARKS && log.spacing > FIRST_SPACING);
         for number in [0, 1, 63, 64, 65, 8191, 262_144, 599_999] {
-            assert_eq!(log.lines(number, 1).unwrap().bytes, format!("{number}\n").into_bytes());
+            assert_eq!(log.lines(number, u64::MAX, 1).unwrap().bytes, format!("{number}\n").into_bytes());
         }
-        assert_eq!(log.lines(600_000, 1).unwrap(), Lines { bytes: Vec::new(), end: 600_000 });
+        assert_eq!(log.lines(600_000, u64::MAX, 1).unwrap(), Lines { bytes: Vec::new(), end: 600_000 });
     }
 
     #[test]
@@ -330,7 +333,7 @@ mod tests {
         for other in [&b"10 new boot\n"[..], b"", &[RECORDED, b"more\n"].concat()[1..]] {
             fs::write(&path, other).unwrap();
             assert_eq!(log.refresh().unwrap(), Growth::Replaced);
-            assert_eq!(log.lines(0, usize::MAX).unwrap().bytes, other);
+            assert_eq!(log.lines(0, u64::MAX, usize::MAX).unwrap().bytes, other);
             fs::write(&path, RECORDED).unwrap();
             log.refresh().unwrap();
             assert_eq!(log.entries(), 390);
@@ -342,10 +345,10 @@ mod tests {
         let (_directory, path) = log_file(b"one\n");
         let mut log = ImaLog::new(&path);
         log.refresh().unwrap();
-        assert!(matches!(log.lines(2, 100), Err(LogError::NoSuchLine { entries: 1, line: 2, .. })));
+        assert!(matches!(log.lines(2, u64::MAX, 100), Err(LogError::NoSuchLine { entries: 1, line: 2, .. })));
         assert!(matches!(log.digest(0, 2), Err(LogError::NoSuchLine { .. })));
         fs::write(&path, b"").unwrap();
-        assert!(matches!(log.lines(0, 100), Err(LogError::NoSuchLine { .. })), "replaced without a refresh");
+        assert!(matches!(log.lines(0, u64::MAX, 100), Err(LogError::NoSuchLine { .. })), "replaced without a refresh");
     }
 
     #[test]

@@ -1,0 +1,84 @@
+//! A device for tests: a software TPM, recorded logs, and files for boot id and time.
+
+use std::fs::{self, OpenOptions};
+use std::io::Write;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use keylime_mqtt_agent::evidence::Device;
+use keylime_mqtt_agent::logs::boot::BootSources;
+use keylime_mqtt_agent::logs::ima::ImaLog;
+use keylime_mqtt_agent::logs::uefi::UefiLog;
+use keylime_mqtt_agent::store::Store;
+use keylime_mqtt_agent::tpm::{Identity, Tpm, TpmSettings};
+use keylime_mqtt_schemas::AgentId;
+
+use crate::swtpm::Swtpm;
+
+pub(crate) const IMA: &[u8] = include_bytes!("../data/device-secure-violations/ascii_runtime_measurements");
+pub(crate) const UEFI: &[u8] = include_bytes!("../data/device-secure-violations/binary_bios_measurements");
+
+pub(crate) struct TestDevice {
+    pub(crate) id: AgentId,
+    pub(crate) device: Device,
+    pub(crate) tpm: Tpm,
+    pub(crate) identity: Identity,
+    pub(crate) swtpm: Swtpm,
+    files: tempfile::TempDir,
+    logs: bool,
+}
+
+impl TestDevice {
+    pub(crate) async fn with_logs() -> Self {
+        Self::start(Swtpm::new(), tempfile::tempdir().unwrap(), true).await
+    }
+
+    pub(crate) async fn bare() -> Self {
+        Self::start(Swtpm::bare(), tempfile::tempdir().unwrap(), false).await
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.files.path().join(name)
+    }
+
+    pub(crate) fn append_ima(&self, line: &str) {
+        OpenOptions::new().append(true).open(self.path("ima")).unwrap().write_all(line.as_bytes()).unwrap();
+    }
+
+    /// The agent ends and starts anew.
+    pub(crate) async fn restart(self) -> Self {
+        let Self { device, tpm, swtpm, files, logs, .. } = self;
+        drop(device);
+        tpm.close().await.unwrap();
+        Self::start(swtpm, files, logs).await
+    }
+
+    pub(crate) async fn reboot_tpm(&mut self, orderly: bool) {
+        if orderly {
+            self.tpm.clone().close().await.unwrap();
+            self.swtpm.orderly_reboot();
+        } else {
+            self.swtpm.power_off();
+            self.swtpm.power_on();
+        }
+    }
+
+    async fn start(swtpm: Swtpm, files: tempfile::TempDir, logs: bool) -> Self {
+        let at = |name: &str| files.path().join(name);
+        if !at("boot_id").exists() {
+            fs::write(at("boot_id"), "a boot").unwrap();
+            fs::write(at("boot_time"), "1790000000").unwrap();
+            fs::write(at("ima"), IMA).unwrap();
+            fs::write(at("uefi"), UEFI).unwrap();
+        }
+        let store = Store::open(&at("state")).unwrap();
+        let settings = TpmSettings { tcti: swtpm.tcti(), command_timeout: Duration::from_secs(5), ek_handle: None };
+        let tpm = Tpm::start(settings, store.state().ak.clone()).await.unwrap();
+        let identity = tpm.identity().await.unwrap();
+        let id: AgentId = "gateway-7".parse().unwrap();
+        let boot = BootSources { id: at("boot_id"), time: at("boot_time") };
+        let read = (logs.then(|| ImaLog::new(&at("ima"))), logs.then(|| UefiLog::new(&at("uefi"))));
+        let device = Device::new(id.clone(), tpm.clone(), identity.clone(), boot, read, store, None).unwrap();
+        Self { id, device, tpm, identity, swtpm, files, logs }
+    }
+}
