@@ -29,20 +29,20 @@ mod tests {
 
     #[test]
     fn every_part_changes_the_statement() {
-        let (a, b): (AgentId, AgentId) = ("a".parse().unwrap(), "b".parse().unwrap());
-        let (d, e) = (Digest::of(&[b"d"]), Digest::of(&[b"e"]));
-        let (n, m) = (Nonce::from([1; 16]), Nonce::from([2; 16]));
-        let (boot, other) = (BootMarker::from([1; 16]), BootMarker::from([2; 16]));
+        let (id, other_id): (AgentId, AgentId) = ("a".parse().unwrap(), "b".parse().unwrap());
+        let (digest, other_digest) = (Digest::of(&[b"d"]), Digest::of(&[b"e"]));
+        let (nonce, other_nonce) = (Nonce::from([1; 16]), Nonce::from([2; 16]));
+        let (boot, other_boot) = (BootMarker::from([1; 16]), BootMarker::from([2; 16]));
         let all = [
-            evidence_statement(&a, &n, &d, &e),
-            evidence_statement(&b, &n, &d, &e),
-            evidence_statement(&a, &m, &d, &e),
-            evidence_statement(&a, &n, &e, &e),
-            evidence_statement(&a, &n, &d, &d),
-            boot_statement(&a, &boot, 1),
-            boot_statement(&b, &boot, 1),
-            boot_statement(&a, &other, 1),
-            boot_statement(&a, &boot, 2),
+            evidence_statement(&id, &nonce, &digest, &other_digest),
+            evidence_statement(&other_id, &nonce, &digest, &other_digest),
+            evidence_statement(&id, &other_nonce, &digest, &other_digest),
+            evidence_statement(&id, &nonce, &other_digest, &other_digest),
+            evidence_statement(&id, &nonce, &digest, &digest),
+            boot_statement(&id, &boot, 1),
+            boot_statement(&other_id, &boot, 1),
+            boot_statement(&id, &other_boot, 1),
+            boot_statement(&id, &boot, 2),
         ];
         let distinct: std::collections::BTreeSet<_> = all.iter().collect();
         assert_eq!(distinct.len(), all.len());

@@ -8,6 +8,14 @@
 //! the test anchors the expressions as it loads the grammar. What CDDL cannot say is prose there and in `vectors`:
 //! the order of keys, the size of a whole message, an index below its count.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test that fails says so by panicking"
+)]
+
 mod samples;
 
 use std::time::Duration;
