@@ -77,6 +77,8 @@ pub(crate) struct Connection<'a> {
     client: AsyncClient,
     ledger: Ledger,
     subscriptions: Subscriptions,
+    /// What [`LinkEvent::Connected`] will say, until it is said.
+    unannounced: Option<bool>,
     eventloop: EventLoop,
 }
 
@@ -85,13 +87,18 @@ pub(crate) struct Connection<'a> {
 struct Ledger {
     /// In the channel or held as a collision: not yet written.
     handed: usize,
-    /// QoS 1, handed over and not acknowledged.
+    /// Messages of QoS 1 handed over, and SUBSCRIBEs, that were not acknowledged.
     unacknowledged: usize,
     /// When the acknowledgement that is due began to be due.
     waiting_since: Option<Instant>,
 }
 
 impl Ledger {
+    fn subscribe(&mut self, packets: usize) {
+        self.unacknowledged += packets;
+        self.waiting_since = (self.unacknowledged > 0).then(Instant::now);
+    }
+
     fn hand_over(&mut self, qos: Qos) {
         self.handed += 1;
         if qos == Qos::AtLeastOnce {
@@ -134,19 +141,21 @@ impl<'a> Connection<'a> {
             client,
             ledger: Ledger::default(),
             subscriptions: Subscriptions::default(),
+            unannounced: None,
             eventloop,
         }
     }
 
     pub(crate) async fn run(mut self, stop: &mut Stop) -> Ended {
-        let session_present = match self.connect(stop).await {
-            Ok(session_present) => session_present,
-            Err(ended) => return ended,
-        };
+        if let Err(ended) = self.connect(stop).await {
+            return ended;
+        }
         let connected_at = Instant::now();
         info!("connected to the broker");
         self.counters.connected();
-        self.inbox.push_always(LinkEvent::Connected { session_present });
+        if self.subscriptions.are_answered() {
+            self.announce();
+        }
         let end = self.serve(stop).await;
         self.salvage().await;
         match end {
@@ -156,7 +165,7 @@ impl<'a> Connection<'a> {
     }
 
     /// Name, TCP, TLS, CONNECT, CONNACK: all in the first poll, all under its time limit.
-    async fn connect(&mut self, stop: &mut Stop) -> Result<bool, Ended> {
+    async fn connect(&mut self, stop: &mut Stop) -> Result<(), Ended> {
         let first = {
             let poll = self.eventloop.poll();
             tokio::pin!(poll);
@@ -178,9 +187,11 @@ impl<'a> Connection<'a> {
                 // rumqttc uses the same value for connecting and for flushing
                 self.eventloop.set_network_options(network_options(self.limits.ack));
                 let requests = self.subscriptions.requests(self.wanted);
+                self.ledger.subscribe(requests.len());
                 // served before anything from the channel
                 self.eventloop.pending.extend(requests);
-                Ok(answer.session_present)
+                self.unannounced = Some(answer.session_present);
+                Ok(())
             }
             Ok(_) => Err(lost(Loss::Protocol("something other than CONNACK came first".into()))),
             Err(error) => Err(lost(Loss::from_poll(error, Phase::Connecting))),
@@ -242,7 +253,13 @@ impl<'a> Connection<'a> {
         match event {
             Event::Incoming(Packet::Publish(publish)) => self.deliver(publish).await,
             Event::Incoming(Packet::PubAck(_)) => self.ledger.acknowledged(),
-            Event::Incoming(Packet::SubAck(answer)) => self.subscriptions.answered(&answer),
+            Event::Incoming(Packet::SubAck(answer)) => {
+                self.ledger.acknowledged();
+                self.subscriptions.answered(&answer);
+                if self.subscriptions.are_answered() {
+                    self.announce();
+                }
+            }
             // MQTT 3.1.1 §4.3.2: only PUBACK answers QoS 1. rumqttc took it for QoS 2 and let go of the message.
             Event::Incoming(Packet::PubRec(_)) => {
                 return Err(Loss::Protocol("PUBREC for a message of QoS 1".into()));
@@ -254,7 +271,15 @@ impl<'a> Connection<'a> {
         Ok(())
     }
 
+    fn announce(&mut self) {
+        if let Some(session_present) = self.unannounced.take() {
+            self.inbox.push_always(LinkEvent::Connected { session_present });
+        }
+    }
+
     async fn deliver(&mut self, publish: Publish) {
+        // MQTT 3.1.1 §3.8.4: a message may overtake the SUBACK
+        self.announce();
         self.counters.received(publish.payload.len());
         if publish.payload.len() > self.limits.max_packet {
             self.counters.dropped();

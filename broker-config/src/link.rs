@@ -57,7 +57,7 @@ pub struct Will {
 /// What happened on the link, in order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum LinkEvent {
-    /// CONNACK came and the subscriptions are on their way ahead of anything published from now on.
+    /// The broker accepted the client and has answered all its subscriptions, or a message came already.
     Connected {
         /// As the broker says; false for the clean sessions this crate makes.
         session_present: bool,

@@ -147,7 +147,8 @@ impl Loss {
         use AlertDescription as Alert;
         match error {
             rustls::Error::InvalidCertificate(fault) => match fault {
-                CertificateError::UnknownIssuer => Self::UnknownCa,
+                // the second when a CA was made anew under its old name
+                CertificateError::UnknownIssuer | CertificateError::BadSignature => Self::UnknownCa,
                 CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
                     Self::WrongHost
                 }
@@ -168,6 +169,8 @@ impl Loss {
                 | Alert::CertificateUnknown
                 | Alert::CertificateRequired
                 | Alert::UnknownCA
+                // a CA of the same name with another key
+                | Alert::DecryptError
                 | Alert::AccessDenied),
             ) => Self::ClientCertificate(alert),
             error => Self::Tls(error),

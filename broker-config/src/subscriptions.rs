@@ -36,6 +36,11 @@ impl Subscriptions {
         self.unanswered.extend(self.unsent.pop_front().map(|filters| (packet_id, filters)));
     }
 
+    /// Whether the broker answered every SUBSCRIBE.
+    pub(crate) fn are_answered(&self) -> bool {
+        self.unsent.is_empty() && self.unanswered.is_empty()
+    }
+
     /// Tells the operator what the broker refused. The link goes on: other filters may be all it needs, and
     /// asking again would get the same answer.
     pub(crate) fn answered(&mut self, answer: &SubAck) {

@@ -1,0 +1,87 @@
+//! Queues, ends and wills.
+
+use keylime_mqtt_broker_config::{LinkEvent, PublishError, Qos, Will};
+
+use crate::{
+    mosquitto::{Mosquitto, free_port},
+    pki::Pki,
+    reader::Client,
+    relay::Relay,
+};
+
+fn will() -> Will {
+    Will { topic: "presence".into(), payload: b"gone".to_vec(), qos: Qos::AtLeastOnce, retain: false }
+}
+
+#[tokio::test]
+async fn shutdown_sends_what_is_queued_and_leaves_no_will() {
+    let pki = Pki::new();
+    let broker = Mosquitto::open(&pki);
+    let mut reader =
+        Client::connected(pki.client("reader", broker.port, ""), "reader", &["n", "presence"]).await;
+    let mut sender =
+        Client::start_with_will(pki.client("sender", broker.port, ""), "sender", &[], Some(will()));
+    sender.is_connected().await;
+    sender.publish_numbers("n", 200);
+    let link = sender.link.clone();
+    link.shutdown().await;
+    assert_eq!(sender.link.publish("n", vec![], Qos::AtMostOnce, false), Err(PublishError::Stopped));
+    assert_eq!(sender.incoming.next().await, None);
+    reader.numbers(200, |_| ()).await;
+    // a will would have been published before this
+    reader.round_trip("n").await;
+}
+
+#[tokio::test]
+async fn a_connection_that_vanishes_leaves_its_will() {
+    let pki = Pki::new();
+    let broker = Mosquitto::open(&pki);
+    let relay = Relay::to(broker.port);
+    let mut reader = Client::connected(pki.client("reader", broker.port, ""), "reader", &["presence"]).await;
+    let mut sender =
+        Client::start_with_will(pki.client("sender", relay.port, ""), "sender", &[], Some(will()));
+    sender.is_connected().await;
+    relay.cut();
+    assert_eq!(reader.message().await, ("presence".into(), b"gone".to_vec()));
+}
+
+#[tokio::test]
+async fn a_retained_message_reaches_who_subscribes_later_and_says_so() {
+    let pki = Pki::new();
+    let broker = Mosquitto::open(&pki);
+    let mut sender = Client::connected(pki.client("sender", broker.port, ""), "sender", &["t"]).await;
+    sender.link.publish("t", b"kept".to_vec(), Qos::AtLeastOnce, true).unwrap();
+    assert_eq!(sender.message().await.1, b"kept");
+    let mut reader = Client::connected(pki.client("reader", broker.port, ""), "reader", &["t"]).await;
+    let kept = LinkEvent::Message { topic: "t".into(), payload: b"kept".to_vec(), retain: true };
+    assert_eq!(reader.event().await, kept);
+}
+
+#[tokio::test]
+async fn the_queue_to_an_absent_broker_is_bounded_in_messages_and_in_bytes() {
+    let pki = Pki::new();
+    let fill = |payload: usize| {
+        let client = Client::start(pki.client("client", free_port(), ""), "client", &[]);
+        let mut queued = 0;
+        loop {
+            match client.link.publish("t", vec![0; payload], Qos::AtLeastOnce, false) {
+                Ok(()) => queued += 1,
+                Err(PublishError::QueueFull) => return queued,
+                Err(other) => panic!("{other}"),
+            }
+            assert!(queued <= 4096, "no bound");
+        }
+    };
+    assert_eq!(fill(0), 4096);
+    let large = fill(100_000);
+    assert!((70..84).contains(&large), "{large} messages of 100 kB in 8 MiB");
+}
+
+#[tokio::test]
+async fn a_topic_that_no_broker_takes_is_refused_before_queueing() {
+    let pki = Pki::new();
+    let client = Client::start(pki.client("client", free_port(), ""), "client", &[]);
+    for topic in ["", "a/+", "a/#", "nul\0"] {
+        assert_eq!(client.link.publish(topic, vec![], Qos::AtLeastOnce, false), Err(PublishError::BadTopic));
+    }
+}
