@@ -14,20 +14,31 @@
 //! | [`world`] | all of the below in one call, with devices and scenario steps |
 //! | [`keylime`], [`keylime_config`], [`operator`] | registrar, verifier; `keylime_tenant` as an operator uses it |
 //! | [`swtpm`], [`mux`], [`tpm`] | a device's TPM and a way to share it |
+//! | [`device`], [`bridge`] | agent and bridge as shipped |
 //! | [`measured_boot`], [`ima`] | firmware's and kernel's measurements, in logs and PCRs |
-//! | [`mosquitto`], [`embedded`], [`pki`] | brokers and certificates |
+//! | [`broker`], [`pki`] | mosquitto and rumqttd; certificates |
 //! | [`observe`] | a client that sees what relying parties see, and one that sees everything |
-//! | [`process`], [`scratch`], [`ports`], [`eventually`] | nothing left behind, nothing fixed, nothing guessed |
+//! | [`process`], [`scratch`], [`ports`], [`eventually`], [`binaries`] | nothing left behind, nothing fixed, nothing guessed |
 
 // A harness that panics fails the test that uses it, which is what it is for.
 #![allow(clippy::expect_used)]
 
+pub mod binaries;
+pub mod bridge;
+pub mod broker;
+pub mod device;
 pub mod eventually;
 pub mod ima;
+pub mod keylime;
+pub mod keylime_config;
 pub mod measured_boot;
 pub mod mux;
+pub mod observe;
+pub mod operator;
+pub mod pki;
 pub mod ports;
 pub mod process;
 pub mod scratch;
 pub mod swtpm;
 pub mod tpm;
+pub mod world;

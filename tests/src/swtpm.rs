@@ -26,8 +26,8 @@ pub struct EkCa {
 }
 
 impl EkCa {
-    /// A CA that keeps its keys in `dir`; they are made with the first certificate.
-    pub fn in_dir(dir: &Path) -> Result<Self> {
+    /// A new CA with its keys in `dir`.
+    pub fn found(dir: &Path) -> Result<Self> {
         fs::create_dir_all(dir.join("ca"))?;
         let dir = dir.canonicalize()?;
         let at = dir.display();
@@ -49,10 +49,24 @@ impl EkCa {
                  create_certs_tool_options = {at}/localca.options\nactive_pcr_banks = sha256\n"
             ),
         )?;
-        Ok(Self { dir })
+        let ca = Self { dir };
+        // swtpm_localca makes its keys with the first certificate: this one is for no device.
+        let first = ca.dir.join("first");
+        fs::create_dir_all(&first)?;
+        ca.manufacture(&first)?;
+        Ok(ca)
     }
 
-    /// Root and issuer in one PEM file, as an operator puts them into a trust store.
+    /// A directory with root and issuer, as an operator fills a trust store.
+    pub fn trust_dir(&self) -> Result<PathBuf> {
+        let trust = self.dir.join("trust");
+        fs::create_dir_all(&trust)?;
+        fs::copy(self.root(), trust.join("root.pem"))?;
+        fs::copy(self.issuer(), trust.join("issuer.pem"))?;
+        Ok(trust)
+    }
+
+    /// Root and issuer in one PEM file.
     pub fn bundle(&self) -> Result<PathBuf> {
         let bundle = self.dir.join("bundle.pem");
         let mut pem = fs::read(self.root()).context("this CA has not issued a certificate yet")?;

@@ -2,6 +2,8 @@
 
 use anyhow::{Context, Result, ensure};
 use keylime_mqtt_tests::ima::{self, ImaLog};
+use keylime_mqtt_tests::keylime::Keylime;
+use keylime_mqtt_tests::keylime_config::KeylimeSettings;
 use keylime_mqtt_tests::measured_boot::UefiLog;
 use keylime_mqtt_tests::process::{Process, group_members};
 use keylime_mqtt_tests::scratch::Scratch;
@@ -18,7 +20,7 @@ struct Device {
 
 fn device() -> Result<Device> {
     let scratch = Scratch::new()?;
-    let ca = EkCa::in_dir(&scratch.subdir("maker")?)?;
+    let ca = EkCa::found(&scratch.subdir("maker")?)?;
     let swtpm = Swtpm::manufacture(&ca, &scratch.path().join("tpm"), &scratch.log("swtpm"))?;
     Ok(Device { swtpm, ca, scratch })
 }
@@ -115,5 +117,22 @@ fn a_dropped_part_takes_its_children_along() -> Result<()> {
     }
     drop(process);
     assert_eq!(group_members(group), Vec::<u32>::new());
+    Ok(())
+}
+
+#[test]
+fn keylime_serves_its_operator_and_ends_with_all_its_workers() -> Result<()> {
+    let scratch = Scratch::new()?;
+    let mut keylime = Keylime::start(&scratch, KeylimeSettings::default())?;
+    let groups = [keylime.verifier()?.pid(), keylime.registrar()?.pid()];
+    assert!(keylime.tenant(&["-c", "cvlist", "--push-model"])?.contains("\"uuids\": []"));
+    assert!(!keylime.registered("nobody")?);
+    assert!(keylime.cvstatus("nobody")?.is_none());
+    keylime.kill_verifier();
+    keylime.start_verifier()?;
+    assert!(group_members(groups[0]).is_empty(), "workers outlived the verifier");
+    keylime.stop_verifier()?;
+    drop(keylime);
+    assert!(group_members(groups[1]).is_empty(), "workers outlived the registrar");
     Ok(())
 }

@@ -1,0 +1,340 @@
+//! A device: TPM, firmware, kernel, and the real agent with a state of its own.
+//!
+//! Devices of one machine share a kernel, so each has its own boot id and boot time in files; the agent's settings
+//! name them. A reboot goes through what a real one does: agent and TPM end, the TPM starts with zeroed PCRs,
+//! firmware and kernel measure anew.
+
+use crate::binaries;
+use crate::ima::ImaLog;
+use crate::measured_boot::UefiLog;
+use crate::pki::Certificate;
+use crate::process::Process;
+use crate::scratch::read_log;
+use crate::swtpm::Swtpm;
+use crate::tpm::{Bank, Tpm};
+use anyhow::{Context, Result, bail, ensure};
+use std::fmt::Write as _;
+use std::fs;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus, Stdio};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// The agent says goodbye to the broker and ends.
+const STOP_GRACE: Duration = Duration::from_secs(20);
+
+/// Seconds between the boots of a device, as its clock tells them.
+const BOOT_EVERY: u64 = 600;
+
+/// How a device goes down.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reboot {
+    /// The agent is stopped, firmware sends TPM2_Shutdown
+    Orderly,
+    /// Everything stops where it is
+    PowerCut,
+}
+
+/// What a device is made of.
+#[derive(Clone, Debug, Default)]
+pub struct DeviceSettings {
+    /// The agent id, where it is not the hash of the EK
+    pub id: Option<String>,
+    /// What its firmware measures and records
+    pub uefi: Option<UefiLog>,
+    /// Whether its kernel has IMA
+    pub ima: bool,
+    /// Further lines at the top of the agent's configuration
+    pub agent: String,
+}
+
+impl DeviceSettings {
+    /// IMA and measured boot, as a typical gateway.
+    pub fn full() -> Result<Self> {
+        Ok(Self { uefi: Some(UefiLog::secure_boot()?), ima: true, ..Self::default() })
+    }
+
+    /// IMA alone.
+    pub fn with_ima() -> Self {
+        Self { ima: true, ..Self::default() }
+    }
+
+    /// Measured boot alone.
+    pub fn with_measured_boot() -> Result<Self> {
+        Ok(Self { uefi: Some(UefiLog::secure_boot()?), ..Self::default() })
+    }
+}
+
+/// Where and how the agent reaches the broker.
+#[derive(Clone, Debug)]
+pub struct BrokerAccess {
+    /// Name that must be in the broker's certificate
+    pub host: String,
+    /// TLS port
+    pub port: u16,
+    /// CA of the broker's certificate
+    pub ca: PathBuf,
+    /// The client's own
+    pub certificate: Certificate,
+}
+
+impl BrokerAccess {
+    /// The `[broker]` table, with reconnects and time-outs as quick as they can be set.
+    pub(crate) fn table(&self) -> String {
+        let Self { host, port, ca, certificate } = self;
+        format!(
+            "\n[broker]\nhost = \"{host}\"\nport = {port}\nca_file = \"{}\"\ncert_file = \"{}\"\nkey_file = \"{}\"\n\
+             keep_alive_seconds = 5\nack_timeout_seconds = 5\nconnect_timeout_seconds = 5\n\
+             reconnect_first_seconds = 1\nreconnect_longest_seconds = 1\n",
+            ca.display(),
+            certificate.certificate.display(),
+            certificate.key.display()
+        )
+    }
+}
+
+/// A device with its agent, which may be running or not.
+#[derive(Debug)]
+pub struct Device {
+    name: String,
+    id: String,
+    ek_hash: String,
+    dir: PathBuf,
+    log: PathBuf,
+    settings: DeviceSettings,
+    access: BrokerAccess,
+    swtpm: Swtpm,
+    boots: u64,
+    first_boot: u64,
+    ima: Option<ImaLog>,
+    agent: Option<Process>,
+}
+
+impl Device {
+    /// Puts the parts together and boots; the agent is not started. `issue` makes the certificate for the id.
+    pub(crate) fn assemble(
+        name: &str,
+        dir: PathBuf,
+        logs: &Path,
+        swtpm: Swtpm,
+        settings: DeviceSettings,
+        access: impl FnOnce(&str) -> Result<BrokerAccess>,
+    ) -> Result<Self> {
+        let ek_hash = ek_hash(&swtpm.ek_certificate()?)?;
+        let id = settings.id.clone().unwrap_or_else(|| ek_hash.clone());
+        let access = access(&id)?;
+        let first_boot = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
+        let log = logs.join(format!("agent-{name}.log"));
+        let mut device = Self {
+            name: name.to_owned(),
+            id,
+            ek_hash,
+            dir,
+            log,
+            settings,
+            access,
+            swtpm,
+            boots: 0,
+            first_boot,
+            ima: None,
+            agent: None,
+        };
+        device.boot()?;
+        device.configure_agent()?;
+        Ok(device)
+    }
+
+    /// Its id at Keylime.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// The hash of its EK as Keylime computes it.
+    pub fn ek_hash(&self) -> &str {
+        &self.ek_hash
+    }
+
+    /// What it is called in logs.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its TPM.
+    pub fn swtpm(&mut self) -> &mut Swtpm {
+        &mut self.swtpm
+    }
+
+    /// A connection to its TPM beside the agent's.
+    pub fn tpm(&self) -> Result<Tpm> {
+        self.swtpm.connect()
+    }
+
+    /// What the agent has logged.
+    pub fn agent_log(&self) -> String {
+        read_log(&self.log)
+    }
+
+    /// The agent's process, to freeze it.
+    pub fn agent(&mut self) -> Result<&mut Process> {
+        self.agent.as_mut().context("no agent runs")
+    }
+
+    /// The agent's configuration file.
+    pub fn agent_configuration(&self) -> PathBuf {
+        self.dir.join("agent.toml")
+    }
+
+    /// Starts the agent.
+    pub fn start_agent(&mut self) -> Result<()> {
+        ensure!(self.agent.is_none(), "the agent runs already");
+        let mut command = self.agent_command()?;
+        self.agent = Some(Process::spawn("agent", command.arg("run"), &self.log)?);
+        Ok(())
+    }
+
+    /// Stops it as its service manager would.
+    pub fn stop_agent(&mut self) -> Result<()> {
+        self.agent.take().context("no agent runs")?.terminate(STOP_GRACE).map(drop)
+    }
+
+    /// Kills it.
+    pub fn kill_agent(&mut self) {
+        self.agent = None;
+    }
+
+    /// `run --once`: wakes, attests, ends; its exit status.
+    pub fn run_once(&self, deadline: Duration) -> Result<ExitStatus> {
+        let seconds = deadline.as_secs().to_string();
+        let mut command = self.agent_command()?;
+        command.args(["run", "--once", "--deadline", &seconds]);
+        let mut process = Process::spawn("agent", &mut command, &self.log)?;
+        process.wait(deadline + STOP_GRACE)
+    }
+
+    /// Runs another subcommand of the agent: whether it succeeded, and what it said.
+    pub fn ask_agent(&self, arguments: &[&str]) -> Result<(bool, String)> {
+        let output = self.agent_command()?.args(arguments).stdin(Stdio::null()).output()?;
+        let said = [output.stdout, output.stderr].concat();
+        Ok((output.status.success(), String::from_utf8_lossy(&said).into_owned()))
+    }
+
+    /// Changes how it reaches the broker, from the agent's next start on.
+    pub fn change_access(&mut self, change: impl FnOnce(&mut BrokerAccess)) -> Result<()> {
+        change(&mut self.access);
+        self.configure_agent()
+    }
+
+    /// A program runs: the kernel measures it, while the agent is connected to the TPM or not.
+    pub fn run_program(&mut self, program: &str) -> Result<()> {
+        let mut tpm = self.swtpm.connect()?;
+        self.ima.as_mut().context("this device has no IMA")?.run(&mut tpm, program)
+    }
+
+    /// Something extends a PCR that no log speaks of.
+    pub fn extend_pcr(&self, pcr: u32) -> Result<()> {
+        self.tpm()?.extend(pcr, &[(Bank::Sha256, vec![0x5a; 32])])
+    }
+
+    /// Replaces the UEFI log that the kernel shows, without what the PCRs say.
+    pub fn forge_uefi_log(&self) -> Result<()> {
+        let log = self.settings.uefi.as_ref().context("this device has no UEFI log")?;
+        Ok(fs::write(self.uefi_log(), log.with_changed_measurement()?.bytes())?)
+    }
+
+    /// Other firmware from the next boot on.
+    pub fn flash(&mut self, uefi: UefiLog) {
+        self.settings.uefi = Some(uefi);
+    }
+
+    /// Goes down and comes up again; the agent is started if it ran before.
+    pub fn reboot(&mut self, how: Reboot) -> Result<()> {
+        let ran = self.agent.is_some();
+        match how {
+            Reboot::Orderly => {
+                if ran {
+                    self.stop_agent()?;
+                }
+                self.swtpm.power_off()?;
+            }
+            Reboot::PowerCut => {
+                self.swtpm.cut_power();
+                self.kill_agent();
+            }
+        }
+        self.swtpm.power_on()?;
+        self.boot()?;
+        if ran { self.start_agent() } else { Ok(()) }
+    }
+
+    /// Takes the device's hard disk away: keys and all else that the agent kept.
+    pub fn lose_state(&mut self) -> Result<()> {
+        self.kill_agent();
+        Ok(fs::remove_dir_all(self.dir.join("state"))?)
+    }
+
+    /// Firmware and kernel up to the moment when services start.
+    fn boot(&mut self) -> Result<()> {
+        self.boots += 1;
+        let mut tpm = self.swtpm.connect()?;
+        if let Some(uefi) = &self.settings.uefi {
+            fs::write(self.uefi_log(), uefi.bytes())?;
+            uefi.replay(&mut tpm)?;
+        }
+        if self.settings.ima {
+            self.ima = Some(ImaLog::boot(&self.dir.join("ima"), &mut tpm)?);
+        }
+        fs::write(self.dir.join("boot_id"), format!("{}-{}", self.name, self.boots))?;
+        fs::write(self.dir.join("btime"), (self.first_boot + self.boots * BOOT_EVERY).to_string())?;
+        Ok(())
+    }
+
+    fn uefi_log(&self) -> PathBuf {
+        self.dir.join("uefi")
+    }
+
+    fn agent_command(&self) -> Result<Command> {
+        let mut command = Command::new(binaries::path("keylime-mqtt-agent")?);
+        command.arg("--config").arg(self.agent_configuration()).env("TSS2_LOG", "all+NONE");
+        Ok(command)
+    }
+
+    fn configure_agent(&self) -> Result<()> {
+        let dir = self.dir.display();
+        let mut text = self.settings.agent.clone();
+        if self.settings.id.is_some() {
+            writeln!(text, "id = \"{}\"", self.id)?;
+        }
+        if self.settings.ima {
+            writeln!(text, "ima_log = \"{dir}/ima\"")?;
+        }
+        if self.settings.uefi.is_some() {
+            writeln!(text, "uefi_log = \"{dir}/uefi\"")?;
+        }
+        write!(
+            text,
+            "state_dir = \"{dir}/state\"\nboot_id_file = \"{dir}/boot_id\"\nboot_time_file = \"{dir}/btime\"\n\
+             first_retry_seconds = 1\nlongest_retry_seconds = 2\nlongest_silence_seconds = 10\n\
+             enrol_again_after_seconds = 3\n\n[tpm]\ntcti = \"{}\"\n{}",
+            self.swtpm.tcti(),
+            self.access.table()
+        )?;
+        fs::write(self.agent_configuration(), text)?;
+        Ok(())
+    }
+}
+
+/// `hash_ek` as Keylime's own agent has it: SHA-256 over the EK's public key in PEM.
+fn ek_hash(certificate: &[u8]) -> Result<String> {
+    let mut openssl = Command::new("openssl")
+        .args(["x509", "-inform", "der", "-noout", "-pubkey"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .context("cannot run openssl: `make setup` installs it")?;
+    openssl.stdin.take().context("openssl's input was piped")?.write_all(certificate)?;
+    let output = openssl.wait_with_output()?;
+    if !output.status.success() {
+        bail!("openssl cannot read the EK certificate");
+    }
+    Ok(hex::encode(Bank::Sha256.digest(&output.stdout)))
+}
