@@ -12,8 +12,15 @@
 //! Nothing is stored here that cannot be lost: a bridge that starts anew finds every device again by its next `Ready`.
 
 pub mod admission;
+mod commands;
+pub mod config;
+pub mod fleet;
 pub mod keylime;
 pub mod restore;
+pub mod run;
 pub mod session_budget;
+pub mod status_socket;
 pub mod ticket;
 pub mod tpm;
+
+pub use commands::Cli;

@@ -69,11 +69,10 @@ impl SessionBudget {
         let share = f64::from(sessions_per_minute) / f64::from(replicas.max(1));
         let steady = share * f64::from(STEADY_PERCENT) / 100.0;
         let capacity = (share - steady).floor().max(1.0);
-        // nearly empty at start: a predecessor may have used the verifier's window
         Self {
             rate: steady / WINDOW.as_secs_f64(),
             capacity,
-            level: 1.0,
+            level: capacity,
             filled_at: now,
             blocked_until: None,
             devices: HashMap::new(),

@@ -23,8 +23,8 @@ const KEY_LEN: usize = 32;
 const MAX_KEYS: usize = 16;
 /// Largest key file read, bytes
 const MAX_KEY_FILE: u64 = 16 * 1024;
-/// Largest ticket looked at, bytes; ours have about 180
-pub const MAX_TICKET: usize = 1024;
+/// Largest ticket made or looked at, bytes; ours have about 180
+pub const MAX_TICKET: usize = keylime_mqtt_schemas::messages::limits::MAX_TICKET;
 /// Largest AK name, bytes: an algorithm and a SHA-512 digest
 const MAX_NAME: usize = 66;
 

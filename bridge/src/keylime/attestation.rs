@@ -8,7 +8,7 @@
 use super::Verifier;
 use super::endpoint::{Answer, Call, JSON_API, MAX_ANSWER};
 use super::json_api::{Document, Errors};
-use super::session::{NONCE_LEN, parse_nonce, parse_time};
+use super::session::{NONCE_LEN, lifetime, parse_nonce};
 use super::token::SessionToken;
 use super::unavailable::{Reason, Unavailable};
 use base64::Engine as _;
@@ -96,8 +96,8 @@ pub struct Challenged {
     pub ima_offset: Option<u64>,
     /// Whether the UEFI log is wanted
     pub uefi: bool,
-    /// When the challenge ends, Unix seconds
-    pub expires_at: i64,
+    /// How long the challenge is good, by the verifier's own clock
+    pub good_for: Duration,
     /// What is wanted in the order in which it must be given
     pub order: Vec<EvidenceType>,
 }
@@ -168,7 +168,9 @@ struct Awaiting {
     #[serde(default)]
     evidence_requested: Vec<Requested>,
     #[serde(default)]
-    challenges_expire_at: Option<String>,
+    capabilities_received_at: String,
+    #[serde(default)]
+    challenges_expire_at: String,
 }
 
 #[derive(Deserialize)]
@@ -307,7 +309,7 @@ fn parse_challenged(answer: &Answer) -> Result<Option<Challenged>, Reason> {
         pcr_mask,
         ima_offset: of(EvidenceType::ImaLog).map(|item| item.chosen_parameters.starting_offset.unwrap_or(0)),
         uefi: of(EvidenceType::UefiLog).is_some(),
-        expires_at: parse_time(awaiting.challenges_expire_at.as_deref().ok_or(Reason::Garbage)?)?,
+        good_for: lifetime(&awaiting.capabilities_received_at, &awaiting.challenges_expire_at)?,
         order,
     }))
 }
@@ -316,9 +318,8 @@ fn parse_quote_request(chosen: &Chosen) -> Result<([u8; NONCE_LEN], u32), Reason
     let offered = chosen.signature_scheme.as_deref() == Some(RSASSA)
         && chosen.hash_algorithm.as_deref() == Some(SHA256);
     let subjects = chosen.selected_subjects.as_ref().ok_or(Reason::Garbage)?;
-    let pcrs = match (offered, subjects.len(), subjects.get(SHA256)) {
-        (true, 1, Some(pcrs)) => pcrs,
-        _ => return Err(Reason::Garbage),
+    let (true, 1, Some(pcrs)) = (offered, subjects.len(), subjects.get(SHA256)) else {
+        return Err(Reason::Garbage);
     };
     let mut mask = 0u32;
     for pcr in pcrs {

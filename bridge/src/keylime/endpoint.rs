@@ -7,6 +7,7 @@
 //! accepted the connection, and a device that wanders between workers is reported as timed out.
 
 use super::token::SessionToken;
+use super::trust::trust_nobody;
 use super::unavailable::{Counters, Reason, Unavailable};
 use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue, LOCATION, RETRY_AFTER};
 use reqwest::redirect::Policy;
@@ -50,13 +51,21 @@ pub enum EndpointError {
     #[error("{url}: must be an https URL with a host and no path")]
     Scheme {
         /// The URL at fault
-        url: Url,
+        url: Box<Url>,
+    },
+    /// The TLS library refused its own defaults
+    #[error("{url}: TLS cannot be set up ({source})")]
+    Tls {
+        /// The URL at fault
+        url: Box<Url>,
+        /// What the library said
+        source: Box<rustls::Error>,
     },
     /// The HTTP library refused the settings
     #[error("{url}: the HTTP client cannot be built ({source})")]
     Client {
         /// The URL at fault
-        url: Url,
+        url: Box<Url>,
         /// What the library said
         source: reqwest::Error,
     },
@@ -98,12 +107,15 @@ impl Endpoint {
         let url = &settings.url;
         let scheme = if settings.tls.is_some() { "https" } else { "http" };
         if url.scheme() != scheme || url.host_str().is_none() || !matches!(url.path(), "" | "/") {
-            return Err(EndpointError::Scheme { url: url.clone() });
+            return Err(EndpointError::Scheme { url: Box::new(url.clone()) });
         }
+        let tls = settings.tls.clone().map_or_else(trust_nobody, Ok);
+        let tls = tls
+            .map_err(|source| EndpointError::Tls { url: Box::new(url.clone()), source: Box::new(source) })?;
         let lanes = (0..settings.lanes.max(1))
-            .map(|_| build_client(settings))
+            .map(|_| build_client(settings, tls.clone()))
             .collect::<Result<_, _>>()
-            .map_err(|source| EndpointError::Client { url: url.clone(), source })?;
+            .map_err(|source| EndpointError::Client { url: Box::new(url.clone()), source })?;
         Ok(Self { base: url.clone(), lanes, unavailable: Counters::default() })
     }
 
@@ -179,8 +191,10 @@ impl Endpoint {
     }
 }
 
-fn build_client(settings: &EndpointSettings) -> Result<Client, reqwest::Error> {
-    let builder = Client::builder()
+fn build_client(settings: &EndpointSettings, tls: rustls::ClientConfig) -> Result<Client, reqwest::Error> {
+    Client::builder()
+        .use_preconfigured_tls(tls)
+        .https_only(settings.tls.is_some())
         .redirect(Policy::none())
         .no_proxy()
         .tcp_nodelay(true)
@@ -188,11 +202,8 @@ fn build_client(settings: &EndpointSettings) -> Result<Client, reqwest::Error> {
         .connect_timeout(CONNECT_TIMEOUT)
         .timeout(settings.timeout)
         .pool_idle_timeout(IDLE_TIMEOUT)
-        .pool_max_idle_per_host(1);
-    match &settings.tls {
-        Some(tls) => builder.use_preconfigured_tls(tls.clone()).https_only(true).build(),
-        None => builder.build(),
-    }
+        .pool_max_idle_per_host(1)
+        .build()
 }
 
 async fn read_bounded(mut response: Response, limit: usize) -> Result<Zeroizing<Vec<u8>>, Reason> {

@@ -22,6 +22,8 @@ use zeroize::Zeroizing;
 pub(super) const NONCE_LEN: usize = 16;
 /// Longest session id believed; Keylime's are UUIDs
 const MAX_SESSION_ID: usize = 64;
+/// Longest life of a nonce believed; Keylime's default for challenges is half an hour
+const MAX_LIFETIME: Duration = Duration::from_secs(24 * 3600);
 
 /// What came of asking for a session
 #[derive(Debug)]
@@ -44,6 +46,8 @@ pub struct OpenedSession {
     pub session_id: String,
     /// What the AK must certify
     pub nonce: [u8; NONCE_LEN],
+    /// How long the nonce is good, by the verifier's own clock
+    pub good_for: Duration,
 }
 
 /// What came of a proof
@@ -95,7 +99,10 @@ struct Provided<'a> {
 
 #[derive(Deserialize)]
 struct Requested {
-    authentication_requested: Vec<RequestedMethod>,
+    #[serde(rename = "authentication_requested")]
+    methods: Vec<RequestedMethod>,
+    created_at: String,
+    challenges_expire_at: String,
 }
 
 #[derive(Deserialize)]
@@ -201,11 +208,13 @@ fn parse_opened(answer: &Answer) -> Result<OpenedSession, Reason> {
     if session_id.is_empty() || session_id.len() > MAX_SESSION_ID || !session_id.chars().all(safe) {
         return Err(Reason::Garbage);
     }
-    let [method] = document.data.attributes.authentication_requested.as_slice() else {
+    let requested = document.data.attributes;
+    let [method] = requested.methods.as_slice() else {
         return Err(Reason::Garbage);
     };
     let nonce = parse_nonce(&method.chosen_parameters.challenge)?;
-    Ok(OpenedSession { session_id, nonce })
+    let good_for = lifetime(&requested.created_at, &requested.challenges_expire_at)?;
+    Ok(OpenedSession { session_id, nonce, good_for })
 }
 
 fn parse_evaluated(answer: &Answer) -> Result<Proved, Reason> {
@@ -227,6 +236,15 @@ fn parse_evaluated(answer: &Answer) -> Result<Proved, Reason> {
 pub(super) fn parse_nonce(text: &str) -> Result<[u8; NONCE_LEN], Reason> {
     let bytes = BASE64.decode(text).map_err(|_| Reason::Garbage)?;
     bytes.try_into().map_err(|_| Reason::Garbage)
+}
+
+/// Between two times of one answer, so that the clocks of bridge and verifier need not agree
+pub(super) fn lifetime(from: &str, to: &str) -> Result<Duration, Reason> {
+    let seconds = parse_time(to)?.saturating_sub(parse_time(from)?);
+    match u64::try_from(seconds) {
+        Ok(seconds) if seconds > 0 => Ok(Duration::from_secs(seconds).min(MAX_LIFETIME)),
+        _ => Err(Reason::Garbage),
+    }
 }
 
 /// An ISO 8601 time with offset, as Unix seconds

@@ -55,10 +55,18 @@ pub fn trust_from_ca_file(path: &Path) -> Result<ClientConfig, TrustError> {
     if roots.is_empty() {
         return Err(TrustError::Empty { path: path.to_owned() });
     }
+    client_config(roots).map_err(unfit)
+}
+
+/// For plain HTTP, where there is no TLS to configure: without it the HTTP library would look for trust of its own
+pub(super) fn trust_nobody() -> Result<ClientConfig, rustls::Error> {
+    client_config(RootCertStore::empty())
+}
+
+fn client_config(roots: RootCertStore) -> Result<ClientConfig, rustls::Error> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let config = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(unfit)?
+        .with_safe_default_protocol_versions()?
         .with_root_certificates(roots)
         // never a client certificate: it would make the bridge an administrator of Keylime
         .with_no_client_auth();

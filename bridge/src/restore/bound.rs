@@ -58,6 +58,11 @@ impl Bound {
     pub fn values(&self) -> &PcrValues {
         &self.values
     }
+
+    /// The quoted values, given away
+    pub fn into_values(self) -> PcrValues {
+        self.values
+    }
 }
 
 /// Checks a quote and the values that it is said to be about against the open challenge
@@ -122,18 +127,14 @@ pub fn verify_statement(
     Ok(parsed.clock)
 }
 
-/// The name that a TPM2_Certify answer is about, if the answer is to this nonce
+/// The name that a TPM2_Certify answer is about
 ///
-/// Reads only: who signed is checked by the verifier, and only after it said `pass` may the name be trusted.
+/// Reads only: nonce and signature are checked by the verifier, and only after it said `pass` may the name be trusted.
 ///
 /// # Errors
-/// When it is malformed, another kind, or for another nonce.
-pub fn certified_name(nonce: &[u8], attest: &[u8]) -> Result<Vec<u8>, Unbound> {
-    let parsed = Attest::parse(attest)?;
-    if parsed.extra_data != nonce {
-        return Err(Unbound::Nonce);
-    }
-    match parsed.attested {
+/// When it is malformed or another kind.
+pub fn certified_name(attest: &[u8]) -> Result<Vec<u8>, Unbound> {
+    match Attest::parse(attest)?.attested {
         Attested::Certify { name } => Ok(name),
         Attested::Quote { .. } => Err(Unbound::Kind),
     }

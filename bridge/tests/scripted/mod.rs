@@ -1,5 +1,12 @@
 //! An HTTPS server that plays a script: no Keylime, but everything that Keylime, a proxy or an enemy in its place might answer
-#![allow(dead_code, unreachable_pub, reason = "each test file uses its part")]
+#![allow(dead_code, unreachable_pub, missing_docs, reason = "each test file uses its part")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a failing helper is a failing test"
+)]
 
 use keylime_mqtt_bridge::keylime::{EndpointSettings, trust_from_ca_file};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
@@ -145,7 +152,7 @@ async fn play(
             Play::Endless(status) => {
                 let head = format!("HTTP/1.1 {status} Scripted\r\ncontent-length: 9000000000\r\n\r\n");
                 stream.write_all(head.as_bytes()).await.ok();
-                while stream.write_all(&[b' '; 65536]).await.is_ok() {}
+                while stream.write_all(&vec![b' '; 65536]).await.is_ok() {}
                 true
             }
             Play::NotHttp => {

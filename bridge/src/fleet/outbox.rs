@@ -1,0 +1,32 @@
+//! Where the fleet publishes.
+
+use keylime_mqtt_broker_config::{Link, PublishError, Qos};
+
+/// Takes messages for the broker, at least once each, without waiting
+pub trait Outbox: Send {
+    /// Queues a message
+    ///
+    /// # Errors
+    /// When there is no room, or the message can never be sent.
+    fn publish(&self, topic: &str, payload: Vec<u8>, retain: bool) -> Result<(), Unsent>;
+}
+
+/// Why a message was not queued
+#[derive(Debug, thiserror::Error, Clone, Copy, PartialEq, Eq)]
+pub enum Unsent {
+    /// No room: later again
+    #[error("the queue to the broker is full")]
+    Full,
+    /// Too large, or to no topic: never
+    #[error("the message cannot be published")]
+    Invalid,
+}
+
+impl Outbox for Link {
+    fn publish(&self, topic: &str, payload: Vec<u8>, retain: bool) -> Result<(), Unsent> {
+        Link::publish(self, topic, payload, Qos::AtLeastOnce, retain).map_err(|error| match error {
+            PublishError::QueueFull | PublishError::Stopped => Unsent::Full,
+            PublishError::TooLarge { .. } | PublishError::BadTopic => Unsent::Invalid,
+        })
+    }
+}

@@ -1,0 +1,372 @@
+//! The commands of relays, carried out.
+//!
+//! Invariant: each command ends in exactly one [`Done`] of its kind, within the time limits of the REST client, whatever happens on the way, even if the code
+//! that carries it out fails. At most as many requests are under way at the verifier as there are connections to it, and
+//! computing is done on threads of its own, so that no device waits for another's logs.
+
+use super::outcome;
+use super::report::{Admitted, unix_now};
+use super::restoring::{Job, restore};
+use super::uefi_cache::UefiCache;
+use crate::admission::{Admission, Claim, Decision};
+use crate::config::Checked;
+use crate::keylime::{
+    Capabilities, EvidenceBody, ImaSegment, Proved, Registrar, Registration, SessionOpening, SessionToken,
+    Verifier,
+};
+use crate::restore::{certified_name, verify_statement};
+use crate::session_budget::{Budget, SessionBudget, Standing};
+use crate::ticket::{Ticket, TicketKeys};
+use crate::tpm::AkPublic;
+use keylime_mqtt_schemas::AgentId;
+use keylime_mqtt_schemas::exchange::Time;
+use keylime_mqtt_schemas::exchange::relay::{
+    Activated, Command, Done, Facts, Offer, Offered, OpenedTicket, Proven, Registered, Restored, Restoring,
+    Session, Status, Submitted, Token, Unavailable,
+};
+use keylime_mqtt_schemas::messages::{AkName, Bounded, Digest, Enrol, RefusedReason, Signed};
+use rustls_pki_types::UnixTime;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+use tokio::sync::{Semaphore, SemaphorePermit};
+use zeroize::Zeroizing;
+
+/// Restorations at once per bridge; each takes milliseconds, with a log of many entries a fraction of a second
+const RESTORATIONS: usize = 4;
+
+/// Keylime and all that stands between it and the relays
+#[derive(Debug)]
+pub(super) struct Services {
+    registrar: Registrar,
+    verifier: Verifier,
+    /// What tickets are bound to
+    verifier_name: String,
+    admission: Mutex<Admission>,
+    budget: Mutex<SessionBudget>,
+    tickets: TicketKeys,
+    uefi: UefiCache,
+    at_verifier: Semaphore,
+    at_registrar: Semaphore,
+    restoring: Semaphore,
+    started: Instant,
+}
+
+/// What a device's slot remembers for its commands
+#[derive(Debug, Clone, Default)]
+pub(super) struct Memory {
+    /// The UEFI log of the attestation under way, kept from finding it to submitting it
+    pub(super) uefi: Option<(Digest, Arc<Vec<u8>>)>,
+    /// PCR 10 of the last bound quote
+    pub(super) pcr10: Option<[u8; 32]>,
+    /// What admission said last
+    pub(super) admitted: Option<Admitted>,
+}
+
+impl Services {
+    pub(super) fn new(checked: Checked, started: Instant) -> Self {
+        let verifier = &checked.config.verifier;
+        let budget = SessionBudget::new(verifier.sessions_per_minute, verifier.replicas, started);
+        Self {
+            verifier_name: verifier.url.to_string(),
+            at_verifier: Semaphore::new(verifier.connections),
+            at_registrar: Semaphore::new(verifier.connections),
+            restoring: Semaphore::new(RESTORATIONS),
+            uefi: UefiCache::new(checked.config.limits.uefi_cache_bytes),
+            budget: Mutex::new(budget),
+            admission: Mutex::new(checked.admission),
+            registrar: checked.registrar,
+            verifier: checked.verifier,
+            tickets: checked.tickets,
+            started,
+        }
+    }
+
+    /// Time since start, as relays count it
+    pub(super) fn now(&self) -> Time {
+        self.started.elapsed()
+    }
+
+    /// Keeps a log for the device that sent it, and for all others of its kind
+    pub(super) fn keep_uefi(&self, digest: Digest, log: Vec<u8>, memory: &mut Memory) {
+        memory.uefi = self.uefi.keep(&digest, log).map(|log| (digest, log));
+    }
+
+    /// Carries out a command; `KeepUefi` has no answer
+    pub(super) async fn perform(&self, id: &AgentId, command: Command, memory: &mut Memory) -> Option<Done> {
+        let done = match command {
+            Command::Register(enrol) => Done::Registered(self.register(id, enrol, memory).await),
+            Command::Activate { auth_tag } => {
+                let _turn = turn(&self.at_registrar).await;
+                Done::Activated(outcome::activated(&self.registrar.activate(id.as_str(), &auth_tag).await))
+            }
+            Command::OpenSession { known } => Done::Session(self.open_session(id, known).await),
+            Command::Prove { session, proof } => Done::Proven(self.prove(id, &session, &proof).await),
+            Command::CheckStatement { statement, expected, ak_public } => {
+                Done::StatementChecked(statement_holds(&statement, &expected, ak_public.as_slice()))
+            }
+            Command::ReadStatus { token } => Done::Status(self.status(id, &token).await),
+            Command::Offer { token, facts } => {
+                memory.uefi = None;
+                Done::Offered(self.offer(id, &token, &facts).await)
+            }
+            Command::FindUefi(digest) => {
+                memory.uefi = self.uefi.find(&digest).map(|log| (digest, log));
+                Done::UefiFound(memory.uefi.is_some())
+            }
+            Command::KeepUefi(digest, log) => {
+                self.keep_uefi(digest, log, memory);
+                return None;
+            }
+            Command::Restore { offer, evidence, ak_public, ima } => {
+                let uefi = evidence.uefi.and_then(|digest| self.uefi_log(&digest, memory));
+                let job = Job {
+                    offer,
+                    evidence: *evidence,
+                    ak_public: ak_public.into_vec(),
+                    ima,
+                    uefi,
+                    last_pcr10: memory.pcr10,
+                };
+                Done::Restored(self.restore(job, memory).await)
+            }
+            Command::Submit { token, offer, restored } => {
+                Done::Submitted(self.submit(id, &token, &offer, *restored, memory).await)
+            }
+        };
+        Some(done)
+    }
+
+    /// Opens a ticket that came with a device's `Ready`
+    pub(super) fn open_ticket(&self, id: &AgentId, sealed: &[u8]) -> Option<OpenedTicket> {
+        let ticket = self.tickets.open_ticket(id.as_str(), &self.verifier_name, sealed)?;
+        let ak = AkName::try_from(ticket.ak_name.as_slice()).ok()?;
+        Some(OpenedTicket { token: Token::new(ticket.token.expose().to_owned()), ak })
+    }
+
+    /// Reads the admission list again if it changed
+    pub(super) fn refresh_admission(&self) {
+        match lock(&self.admission).refresh() {
+            Ok(true) => tracing::info!("the admission list has changed and was read again"),
+            Ok(false) => {}
+            Err(error) => tracing::warn!("the former admission list stays in force: {error}"),
+        }
+    }
+
+    /// Answers of Keylime that were of no use: service, reason, how often
+    pub(super) fn unavailable_counts(&self) -> Vec<(String, String, u64)> {
+        let of = |service: &str, counts: Vec<(&'static str, u64)>| {
+            let service = service.to_owned();
+            counts.into_iter().map(move |(reason, n)| (service.clone(), reason.to_owned(), n))
+        };
+        of("registrar", self.registrar.unavailable_counts())
+            .chain(of("verifier", self.verifier.unavailable_counts()))
+            .filter(|(_, _, n)| *n > 0)
+            .collect()
+    }
+
+    async fn register(&self, id: &AgentId, enrol: Enrol, memory: &mut Memory) -> Registered {
+        let Enrol { ek_public, ak_public, ek_certificate } = enrol;
+        let ek_certificate = ek_certificate.as_ref().map(Bounded::as_slice);
+        let (ek_public, ak_public) = (ek_public.as_slice(), ak_public.as_slice());
+        let claim = Claim { id: id.as_str(), ek_public, ek_certificate, ak_public };
+        let decision = lock(&self.admission).decide(claim, UnixTime::now());
+        memory.admitted = Some(Admitted::of(&decision, id));
+        let refused = match decision {
+            Decision::Admitted { .. } => None,
+            Decision::UnknownCa { .. } => Some(RefusedReason::UnknownCa),
+            Decision::NoCertificate { .. } => Some(RefusedReason::NoCertificate),
+            Decision::NotAdmitted { .. } | Decision::IdMismatch { .. } => Some(RefusedReason::NotAdmitted),
+            Decision::Malformed { .. } | Decision::UnfitAk(_) => Some(RefusedReason::Malformed),
+        };
+        if let Some(reason) = refused {
+            tracing::info!(agent = %id, decision = decision.name(), "registration refused");
+            return Registered::Refused(reason);
+        }
+        let _turn = turn(&self.at_registrar).await;
+        match self.registrar.register(id.as_str(), ek_public, ek_certificate, ak_public).await {
+            Registration::Registered { blob } => Registered::Credential(blob),
+            Registration::Conflict => Registered::Refused(RefusedReason::OtherTpm),
+            Registration::Rejected { status } => {
+                tracing::warn!(agent = %id, status, "the registrar finds the keys of this device invalid; see its log");
+                Registered::Refused(RefusedReason::Malformed)
+            }
+            Registration::Unavailable(no_answer) => Registered::Unavailable(outcome::unavailable(no_answer)),
+        }
+    }
+
+    async fn open_session(&self, id: &AgentId, known: bool) -> Session {
+        let standing = if known { Standing::Healthy } else { Standing::Unproven };
+        if let Budget::Wait(wait) = lock(&self.budget).request(id.as_str(), standing, Instant::now()) {
+            return Session::Wait(wait);
+        }
+        let _turn = turn(&self.at_verifier).await;
+        let opening = self.verifier.open_session(id.as_str()).await;
+        if let SessionOpening::RateLimited { retry_after } = opening {
+            tracing::warn!(
+                "the verifier allows fewer sessions than the bridge was told; set [verifier] sessions_per_minute to its \
+                 session_create_rate_limit_per_ip, and replicas to the bridges on this address"
+            );
+            lock(&self.budget).rate_limited(retry_after, Instant::now());
+        }
+        outcome::session(opening)
+    }
+
+    async fn prove(&self, id: &AgentId, session: &str, proof: &Signed) -> Proven {
+        let _turn = turn(&self.at_verifier).await;
+        let (attest, signature) = (proof.attest.as_slice(), proof.signature.as_slice());
+        let proved = self.verifier.prove(id.as_str(), session, attest, signature).await;
+        match proved {
+            Proved::Token { token, .. } => {
+                lock(&self.budget).proof_passed(id.as_str());
+                let name = certified_name(attest).ok();
+                match name.and_then(|name| AkName::try_from(name.as_slice()).ok()) {
+                    Some(certified) => self.proven(id, &token, certified),
+                    // the verifier compared the name and let it pass, so it has one
+                    None => Proven::Unavailable(Unavailable { retry_after: None }),
+                }
+            }
+            other => {
+                if matches!(other, Proved::BadProof) {
+                    lock(&self.budget).proof_failed(id.as_str(), Instant::now());
+                }
+                outcome::unproven(&other)
+            }
+        }
+    }
+
+    fn proven(&self, id: &AgentId, token: &SessionToken, certified: AkName) -> Proven {
+        let ak_name = certified.as_bytes().to_vec();
+        let ticket = Ticket { token: token.clone(), ak_name, issued: unix_now() };
+        let sealed = self.tickets.seal(id.as_str(), &self.verifier_name, &ticket);
+        // without a ticket a restart costs one more proof, nothing else
+        let ticket = sealed.ok().and_then(|sealed| sealed.try_into().ok());
+        Proven::Token { token: Token::new(token.expose().to_owned()), certified, ticket }
+    }
+
+    async fn status(&self, id: &AgentId, token: &Token) -> Status {
+        let Some(token) = session_token(token) else { return Status::TokenRejected };
+        let _turn = turn(&self.at_verifier).await;
+        outcome::status(self.verifier.status(id.as_str(), &token).await)
+    }
+
+    async fn offer(&self, id: &AgentId, token: &Token, facts: &Facts) -> Offered {
+        let Some(token) = session_token(token) else { return Offered::TokenRejected };
+        let ak = match AkPublic::parse(facts.ak_public.as_slice()) {
+            Ok(ak) => ak,
+            Err(unfit) => return Offered::Invalid(unfit.to_string()),
+        };
+        let Ok(boot_time) = i64::try_from(facts.boot_time) else {
+            return Offered::Invalid("the boot time is beyond any calendar".to_owned());
+        };
+        let capabilities = Capabilities {
+            ak_public: ak.tpm2b().to_vec(),
+            ak_name: ak.name().to_vec(),
+            ak_bits: ak.bits(),
+            pcr_mask: u32::from(facts.pcrs),
+            ima_entries: facts.ima_entries,
+            uefi: facts.uefi.is_some(),
+            boot_time,
+        };
+        let _turn = turn(&self.at_verifier).await;
+        outcome::offered(self.verifier.offer(id.as_str(), &token, &capabilities).await, self.now())
+    }
+
+    async fn restore(&self, job: Job, memory: &mut Memory) -> Restoring {
+        let _turn = turn(&self.restoring).await;
+        match tokio::task::spawn_blocking(move || restore(job)).await {
+            Ok((restoring, pcr10)) => {
+                memory.pcr10 = pcr10.or(memory.pcr10);
+                restoring
+            }
+            Err(_) => Restoring::Unbound("restoring it failed in the bridge"),
+        }
+    }
+
+    async fn submit(
+        &self,
+        id: &AgentId,
+        token: &Token,
+        offer: &Offer,
+        restored: Restored,
+        memory: &Memory,
+    ) -> Submitted {
+        let Some(token) = session_token(token) else { return Submitted::TokenRejected };
+        let Ok(text) = restored.ima.map(String::from_utf8).transpose() else {
+            let detail = "the IMA log holds a name that is not UTF-8, which Keylime's JSON cannot carry";
+            return Submitted::Invalid(detail.to_owned());
+        };
+        let ima = text.map(|text| ImaSegment { count: text.matches('\n').count() as u64, text });
+        let log = restored.uefi.map(|digest| self.uefi_log(&digest, memory));
+        if matches!(log, Some(None)) {
+            // pushed out of the cache: a new challenge, and the log once more
+            return Submitted::Unavailable(Unavailable { retry_after: None });
+        }
+        let evidence = EvidenceBody {
+            attest: restored.quote.attest.into_vec(),
+            signature: restored.quote.signature.into_vec(),
+            pcr_blob: restored.pcr_blob,
+            ima,
+            uefi: log.flatten().map(|log| log.as_ref().clone()),
+        };
+        let _turn = turn(&self.at_verifier).await;
+        let order = outcome::order(offer);
+        outcome::submitted(self.verifier.submit(id.as_str(), &token, offer.index, &evidence, &order).await)
+    }
+
+    fn uefi_log(&self, digest: &Digest, memory: &Memory) -> Option<Arc<Vec<u8>>> {
+        let held = memory.uefi.as_ref().filter(|(held, _)| held == digest).map(|(_, log)| Arc::clone(log));
+        held.or_else(|| self.uefi.find(digest))
+    }
+}
+
+/// The answer to a command whose execution failed
+pub(super) fn broken(command: &Command) -> Option<Done> {
+    let unavailable = Unavailable { retry_after: None };
+    Some(match command {
+        Command::Register(_) => Done::Registered(Registered::Unavailable(unavailable)),
+        Command::Activate { .. } => Done::Activated(Activated::Unavailable(unavailable)),
+        Command::OpenSession { .. } => Done::Session(Session::Unavailable(unavailable)),
+        Command::Prove { .. } => Done::Proven(Proven::Unavailable(unavailable)),
+        Command::CheckStatement { .. } => Done::StatementChecked(false),
+        Command::ReadStatus { .. } => Done::Status(Status::Unavailable(unavailable)),
+        Command::Offer { .. } => Done::Offered(Offered::Unavailable(unavailable)),
+        Command::FindUefi(_) => Done::UefiFound(false),
+        Command::KeepUefi(..) => return None,
+        Command::Restore { .. } => Done::Restored(Restoring::Unbound("restoring it failed in the bridge")),
+        Command::Submit { .. } => Done::Submitted(Submitted::Unavailable(unavailable)),
+    })
+}
+
+/// Whether Keylime gave no usable answer
+pub(super) fn is_unavailable(done: &Done) -> bool {
+    matches!(
+        done,
+        Done::Registered(Registered::Unavailable(_))
+            | Done::Activated(Activated::Unavailable(_))
+            | Done::Session(Session::Unavailable(_))
+            | Done::Proven(Proven::Unavailable(_))
+            | Done::Status(Status::Unavailable(_))
+            | Done::Offered(Offered::Unavailable(_))
+            | Done::Submitted(Submitted::Unavailable(_))
+    )
+}
+
+fn statement_holds(statement: &Signed, expected: &Digest, ak_public: &[u8]) -> bool {
+    let (attest, signature) = (statement.attest.as_slice(), statement.signature.as_slice());
+    AkPublic::parse(ak_public)
+        .is_ok_and(|ak| verify_statement(&ak, expected.as_bytes(), attest, signature).is_ok())
+}
+
+fn session_token(token: &Token) -> Option<SessionToken> {
+    SessionToken::new(Zeroizing::new(token.expose().to_owned())).ok()
+}
+
+/// A turn at something of which there is little; the semaphores are never closed
+async fn turn(semaphore: &Semaphore) -> Option<SemaphorePermit<'_>> {
+    semaphore.acquire().await.ok()
+}
+
+/// What a panic elsewhere left behind is still consistent: every change under these locks is a single step
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
