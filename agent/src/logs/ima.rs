@@ -266,7 +266,10 @@ mod tests {
                 assert_eq!(log.entries(), whole as u64);
             }
             assert_eq!(log.entries(), 390);
-            assert_eq!(log.lines(0, u64::MAX, usize::MAX).unwrap(), Lines { bytes: RECORDED.to_vec(), end: 390 });
+            assert_eq!(
+                log.lines(0, u64::MAX, usize::MAX).unwrap(),
+                Lines { bytes: RECORDED.to_vec(), end: 390 }
+            );
             assert_eq!(log.digest(0, 390).unwrap().as_slice(), Sha256::digest(RECORDED).as_slice());
         }
     }
@@ -308,7 +311,10 @@ mod tests {
         log.refresh().unwrap();
         assert_eq!(log.lines(0, 1, 100).unwrap(), Lines { bytes: b"a\n".to_vec(), end: 1 });
         assert_eq!(log.lines(1, 1, 100).unwrap(), Lines { bytes: Vec::new(), end: 1 });
-        assert_eq!(log.lines(1, u64::MAX, 4).unwrap(), Lines { bytes: b"longer than four\n".to_vec(), end: 2 });
+        assert_eq!(
+            log.lines(1, u64::MAX, 4).unwrap(),
+            Lines { bytes: b"longer than four\n".to_vec(), end: 2 }
+        );
     }
 
     #[test]
@@ -348,7 +354,10 @@ mod tests {
         assert!(matches!(log.lines(2, u64::MAX, 100), Err(LogError::NoSuchLine { entries: 1, line: 2, .. })));
         assert!(matches!(log.digest(0, 2), Err(LogError::NoSuchLine { .. })));
         fs::write(&path, b"").unwrap();
-        assert!(matches!(log.lines(0, u64::MAX, 100), Err(LogError::NoSuchLine { .. })), "replaced without a refresh");
+        assert!(
+            matches!(log.lines(0, u64::MAX, 100), Err(LogError::NoSuchLine { .. })),
+            "replaced without a refresh"
+        );
     }
 
     #[test]

@@ -1,17 +1,14 @@
 //! The agent as a process, over TLS through mosquitto, with a software TPM and a bridge that follows a script.
 
-mod bridge;
-mod swtpm;
-
 use std::fs;
 use std::process::Command;
 
-use bridge::{Bridge, Site};
+use crate::bridge::{Bridge, Site};
+use crate::swtpm::Swtpm;
 use keylime_mqtt_schemas::messages::{
-    Accepted, Challenge, Credential, Enrolled, Evidence, Later, LaterReason, Nonce, NotYetReason, Outcome, PcrMask, Prove,
-    Question, Ready, Refused, RefusedReason, Up,
+    Accepted, Challenge, Credential, Enrolled, Evidence, Later, LaterReason, Nonce, NotYetReason, Outcome,
+    PcrMask, Prove, Question, Ready, Refused, RefusedReason, Up,
 };
-use swtpm::Swtpm;
 
 /// The registrar's part: a credential for EK and AK as they came in `Enrol`.
 fn credential(site: &Site, enrol: &keylime_mqtt_schemas::messages::Enrol) -> Vec<u8> {
@@ -95,7 +92,10 @@ async fn a_device_enrols_proves_attests_and_a_restarted_agent_needs_only_the_las
 
     let agent = site.agent(&["run"]);
     let again = ready(&mut bridge).await;
-    assert_eq!((again.boot, again.boot_time, &again.ak_public), (first.boot, first.boot_time, &first.ak_public));
+    assert_eq!(
+        (again.boot, again.boot_time, &again.ak_public),
+        (first.boot, first.boot_time, &first.ak_public)
+    );
     assert_eq!(again.ticket.as_ref().unwrap().as_slice(), [0xA5; 64]);
     attest(&mut bridge, &again, 4).await;
     agent.terminate();
@@ -145,7 +145,9 @@ async fn after_a_power_cut_the_bridge_is_told_why_there_is_no_evidence_yet() {
     let after = ready(&mut bridge).await;
     assert_ne!(after.boot, before.boot);
     bridge.say(Question::Challenge(challenge(&after, 3)));
-    let Up::NotYet(not_yet) = bridge.hear().await else { panic!("evidence with a clock that Keylime would fail") };
+    let Up::NotYet(not_yet) = bridge.hear().await else {
+        panic!("evidence with a clock that Keylime would fail")
+    };
     assert!(matches!(not_yet.reason, NotYetReason::ClockNotSafe | NotYetReason::ClockBehind));
     loop {
         bridge.say(Question::Challenge(challenge(&after, 4)));
@@ -193,7 +195,9 @@ async fn a_single_run_ends_with_the_code_of_its_outcome() {
     let accepted = |outcome| Question::Accepted(Accepted { seconds: 3600, outcome });
     let refused = Question::Refused(Refused { seconds: 60, reason: RefusedReason::OtherTpm });
     let later = Question::Later(Later { seconds: 120, reason: LaterReason::NotEnrolled });
-    for (answer, code) in [(accepted(Outcome::Fail), 10), (accepted(Outcome::Unknown), 11), (refused, 12), (later, 13)] {
+    for (answer, code) in
+        [(accepted(Outcome::Fail), 10), (accepted(Outcome::Unknown), 11), (refused, 12), (later, 13)]
+    {
         let agent = site.agent(&once);
         ready(&mut bridge).await;
         bridge.say(answer);

@@ -1,13 +1,11 @@
 //! What the TPM signs and opens, checked with other people's code: ring for signatures, tpm2-tools for the rest.
 
-mod swtpm;
-
 use std::time::Duration;
 
+use crate::swtpm::Swtpm;
 use keylime_mqtt_agent::tpm::{Identity, Tpm, TpmError, TpmSettings};
 use ring::signature::{RSA_PKCS1_2048_8192_SHA256, RsaPublicKeyComponents};
 use sha2::{Digest, Sha256};
-use swtpm::Swtpm;
 
 async fn start(swtpm: &Swtpm) -> (Tpm, Identity) {
     let settings =

@@ -1,17 +1,15 @@
 //! What the device makes for the exchange, on a real software TPM with recorded logs.
 
-mod device;
-mod swtpm;
-
 use std::fs;
 
+use crate::device::{self, TestDevice};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use device::TestDevice;
 use keylime_mqtt_agent::evidence::{Device, EvidenceError};
 use keylime_mqtt_schemas::exchange::attester::{Done, Work};
 use keylime_mqtt_schemas::messages::{
-    AkName, Challenge, Digest, Evidence, LogKind, Need, Nonce, NotYet, NotYetReason, PcrMask, Prove, Ready, Signed, State,
+    AkName, Challenge, Digest, Evidence, LogKind, Need, Nonce, NotYet, NotYetReason, PcrMask, Prove, Ready,
+    Signed, State,
 };
 use keylime_mqtt_schemas::statement::{boot_statement, evidence_statement};
 use ring::hmac;
@@ -59,7 +57,10 @@ async fn ready_describes_this_boot_and_is_bound_to_it_by_a_statement() {
     assert_eq!(ready.boot_time, 1_790_000_000);
     assert_eq!(ready.ima_entries, Some(390));
     assert_eq!(ready.uefi.unwrap().digest, Digest::of(&[device::UEFI]));
-    assert_eq!(extra_data(&ready.statement), boot_statement(&test.id, &ready.boot, ready.boot_time).as_bytes());
+    assert_eq!(
+        extra_data(&ready.statement),
+        boot_statement(&test.id, &ready.boot, ready.boot_time).as_bytes()
+    );
     assert_eq!(AkName::of_public(ready.ak_public.as_slice()).unwrap(), AkName::from(test.identity.ak_name));
     let again = describe(&mut test.device).await;
     assert_eq!(again, ready, "one statement serves the whole boot");
@@ -95,7 +96,8 @@ async fn evidence_holds_what_the_challenge_asked_for_and_nothing_else() {
 
     let all = Challenge { ima_offset: Some(388), uefi: true, ..challenge(&ready, 2) };
     let with_logs = collect(&mut test.device, &all).await.unwrap();
-    let last_two: Vec<u8> = device::IMA.split_inclusive(|byte| *byte == b'\n').skip(388).flatten().copied().collect();
+    let last_two: Vec<u8> =
+        device::IMA.split_inclusive(|byte| *byte == b'\n').skip(388).flatten().copied().collect();
     let segment = with_logs.ima.unwrap();
     assert_eq!((segment.offset, segment.lines.as_slice()), (388, last_two.as_slice()));
     assert_eq!(with_logs.uefi, Some(Digest::of(&[device::UEFI])));
@@ -170,10 +172,12 @@ async fn the_activation_answers_with_what_the_registrar_computes() {
     fs::write(test.swtpm.path().join("credential"), credential).unwrap();
     test.swtpm.tool("tpm2_readpublic", &["-Q", "-c", "0x81010001", "-f", "pem", "-o", "ek.pem"]);
     let name = hex::encode(test.identity.ak_name);
-    let make = ["-Q", "-T", "none", "-G", "rsa", "-u", "ek.pem", "-s", "credential", "-n", &name, "-o", "blob"];
+    let make =
+        ["-Q", "-T", "none", "-G", "rsa", "-u", "ek.pem", "-s", "credential", "-n", &name, "-o", "blob"];
     test.swtpm.tool("tpm2_makecredential", &make);
     let blob = fs::read(test.swtpm.path().join("blob")).unwrap();
-    let Done::Activated(activation) = test.device.work(&Work::Activate { blob: blob.clone() }).await.unwrap() else {
+    let Done::Activated(activation) = test.device.work(&Work::Activate { blob: blob.clone() }).await.unwrap()
+    else {
         panic!("not activated");
     };
     assert_eq!(activation.credential, Digest::of(&[&blob]));
@@ -190,7 +194,9 @@ async fn logs_go_up_in_parts_that_add_up() {
         let (mut gathered, mut offset) = (Vec::new(), 0);
         loop {
             let need = Need { log, boot: ready.boot, offset, upto: u64::MAX };
-            let Done::Read(blob) = test.device.work(&Work::Read(need)).await.unwrap() else { panic!("no part") };
+            let Done::Read(blob) = test.device.work(&Work::Read(need)).await.unwrap() else {
+                panic!("no part")
+            };
             assert_eq!((blob.log, blob.boot, blob.offset), (log, ready.boot, offset));
             let part = blob.part.into_vec();
             if part.is_empty() {
@@ -207,7 +213,9 @@ async fn logs_go_up_in_parts_that_add_up() {
         let Done::Read(blob) = test.device.work(&Work::Read(need)).await.unwrap() else { panic!("no part") };
         let two = match log {
             LogKind::Uefi => whole[3..5].to_vec(),
-            LogKind::Ima => whole.split_inclusive(|byte| *byte == b'\n').skip(3).take(2).flatten().copied().collect(),
+            LogKind::Ima => {
+                whole.split_inclusive(|byte| *byte == b'\n').skip(3).take(2).flatten().copied().collect()
+            }
         };
         assert_eq!(blob.part.into_vec(), two, "no further than wanted");
     }
@@ -220,14 +228,22 @@ async fn a_statement_binds_evidence_and_lines_to_the_nonce() {
     let mut test = TestDevice::with_logs().await;
     describe(&mut test.device).await;
     let (nonce, evidence) = (Nonce::from([7; 16]), Digest::of(&[b"evidence as sent"]));
-    let lines: Vec<u8> = device::IMA.split_inclusive(|byte| *byte == b'\n').skip(5).take(10).flatten().copied().collect();
-    for (ima_from, ima_end, digest) in
-        [(Some(5), Some(15), Digest::of(&[&lines])), (None, Some(15), Digest::of(&[])), (None, None, Digest::of(&[]))]
-    {
+    let lines: Vec<u8> =
+        device::IMA.split_inclusive(|byte| *byte == b'\n').skip(5).take(10).flatten().copied().collect();
+    for (ima_from, ima_end, digest) in [
+        (Some(5), Some(15), Digest::of(&[&lines])),
+        (None, Some(15), Digest::of(&[])),
+        (None, None, Digest::of(&[])),
+    ] {
         let work = Work::State { state: State { tag: nonce.tag(), ima_from }, nonce, evidence, ima_end };
-        let Done::Stated(statement) = test.device.work(&work).await.unwrap() else { panic!("nothing stated") };
+        let Done::Stated(statement) = test.device.work(&work).await.unwrap() else {
+            panic!("nothing stated")
+        };
         assert_eq!(statement.tag, nonce.tag());
-        assert_eq!(extra_data(&statement.signed), evidence_statement(&test.id, &nonce, &evidence, &digest).as_bytes());
+        assert_eq!(
+            extra_data(&statement.signed),
+            evidence_statement(&test.id, &nonce, &evidence, &digest).as_bytes()
+        );
     }
 }
 
@@ -236,7 +252,9 @@ async fn a_device_without_logs_attests_by_quote_alone() {
     let mut test = TestDevice::bare().await;
     let ready = describe(&mut test.device).await;
     assert_eq!((ready.ima_entries, ready.uefi), (None, None));
-    let Done::Introduced(enrol) = test.device.work(&Work::Introduce).await.unwrap() else { panic!("no introduction") };
+    let Done::Introduced(enrol) = test.device.work(&Work::Introduce).await.unwrap() else {
+        panic!("no introduction")
+    };
     assert_eq!(enrol.ek_certificate, None);
     collect(&mut test.device, &challenge(&ready, 1)).await.unwrap();
 }

@@ -72,7 +72,8 @@ impl TestDevice {
             fs::write(at("uefi"), UEFI).unwrap();
         }
         let store = Store::open(&at("state")).unwrap();
-        let settings = TpmSettings { tcti: swtpm.tcti(), command_timeout: Duration::from_secs(5), ek_handle: None };
+        let settings =
+            TpmSettings { tcti: swtpm.tcti(), command_timeout: Duration::from_secs(5), ek_handle: None };
         let tpm = Tpm::start(settings, store.state().ak.clone()).await.unwrap();
         let identity = tpm.identity().await.unwrap();
         let id: AgentId = "gateway-7".parse().unwrap();

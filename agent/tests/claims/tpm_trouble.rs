@@ -1,15 +1,13 @@
 //! What TPMs do to those who use them for long: hang, restart, fill up, put off.
 
-mod retry_proxy;
-mod swtpm;
-
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use crate::retry_proxy::RetryProxy;
+use crate::swtpm::Swtpm;
 use keylime_mqtt_agent::tpm::{SavedAk, Tpm, TpmError, TpmSettings};
-use swtpm::Swtpm;
 
 fn settings(swtpm: &Swtpm) -> TpmSettings {
     TpmSettings { tcti: swtpm.tcti(), command_timeout: Duration::from_secs(60), ek_handle: None }
@@ -80,7 +78,7 @@ async fn an_absent_tpm_is_said_to_be_unreachable_and_used_once_it_is_there() {
 #[tokio::test]
 async fn a_tpm_that_says_retry_is_asked_again_and_not_for_ever() {
     let swtpm = Swtpm::new();
-    let proxy = retry_proxy::RetryProxy::before(swtpm.port());
+    let proxy = RetryProxy::before(swtpm.port());
     let through = TpmSettings { tcti: proxy.tcti(), ..settings(&swtpm) };
     let tpm = Tpm::start(through, None).await.unwrap();
     tpm.identity().await.unwrap();
@@ -112,7 +110,7 @@ async fn victim() {
 
 fn kill_one_victim(swtpm: &Swtpm, saved: &SavedAk) {
     let mut victim = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "victim", "--nocapture"])
+        .args(["--exact", "tpm_trouble::victim", "--nocapture"])
         .env("VICTIM_TCTI", swtpm.tcti())
         .env("VICTIM_AK", format!("{}:{}", hex::encode(&saved.public), hex::encode(&saved.private)))
         .stdout(Stdio::piped())
@@ -128,7 +126,7 @@ fn kill_one_victim(swtpm: &Swtpm, saved: &SavedAk) {
 
 fn loaded(swtpm: &Swtpm, kind: &str) -> usize {
     let listing = swtpm.tool("tpm2_getcap", &[kind]);
-    listing.iter().filter(|byte| **byte == b'\n').count()
+    String::from_utf8(listing).unwrap().lines().count()
 }
 
 #[tokio::test]

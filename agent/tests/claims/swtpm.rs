@@ -1,8 +1,6 @@
 //! A real software TPM per test: manufactured with an EK certificate from a CA of its own, on free ports, in a directory
 //! that goes with it, ended when it is dropped.
 
-#![allow(dead_code)] // each test binary uses its part
-
 use std::fs;
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
@@ -182,5 +180,7 @@ fn start(base: &Path, port: u16) -> Option<Child> {
         }
         std::thread::sleep(Duration::from_millis(10));
     }
+    process.kill().unwrap();
+    process.wait().unwrap();
     panic!("swtpm does not accept connections");
 }

@@ -1,12 +1,10 @@
 //! Who the device is, over restarts, resets and clears, on a real software TPM.
 
-mod swtpm;
-
 use std::time::Duration;
 
+use crate::swtpm::Swtpm;
 use keylime_mqtt_agent::tpm::{Identity, SavedAk, Tpm, TpmError, TpmSettings, ek_certificate_issuer};
 use sha2::{Digest, Sha256};
-use swtpm::Swtpm;
 
 fn settings(swtpm: &Swtpm) -> TpmSettings {
     TpmSettings { tcti: swtpm.tcti(), command_timeout: Duration::from_secs(60), ek_handle: None }

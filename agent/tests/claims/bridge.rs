@@ -12,12 +12,12 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use keylime_mqtt_broker_config::{BrokerSettings, Incoming, Link, LinkEvent, Qos, connect};
+use keylime_mqtt_schemas::AgentId;
 use keylime_mqtt_schemas::codec::decode;
 use keylime_mqtt_schemas::fragment::Reassembly;
 use keylime_mqtt_schemas::messages::{Down, Presence, Question, Up};
 use keylime_mqtt_schemas::topics::{Topic, Topics};
 use keylime_mqtt_schemas::wire::{pack_down, unpack_up};
-use keylime_mqtt_schemas::AgentId;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
@@ -75,10 +75,16 @@ impl Site {
     pub(crate) async fn bridge(&self) -> Bridge {
         let settings: BrokerSettings = figment_toml(&self.broker_table("bridge"));
         let topics = Topics::default();
-        let subscriptions = topics.bridge_filters(None).into_iter().map(|filter| (filter, Qos::AtLeastOnce)).collect();
+        let subscriptions =
+            topics.bridge_filters(None).into_iter().map(|filter| (filter, Qos::AtLeastOnce)).collect();
         let (link, incoming) = connect(settings.check().unwrap(), "bridge".to_owned(), None, subscriptions);
-        let mut bridge =
-            Bridge { link, incoming, topics, id: "gateway-7".parse().unwrap(), reassembly: Reassembly::default() };
+        let mut bridge = Bridge {
+            link,
+            incoming,
+            topics,
+            id: "gateway-7".parse().unwrap(),
+            reassembly: Reassembly::default(),
+        };
         loop {
             if let LinkEvent::Connected { .. } = bridge.event().await {
                 return bridge;
@@ -238,8 +244,12 @@ fn issue_certificates(directory: &Path) {
 
 /// Returns once mosquitto says that it is running.
 fn start_mosquitto(conf: &Path) -> Child {
-    let mut process =
-        Command::new("mosquitto").arg("-c").arg(conf).stderr(Stdio::piped()).spawn().expect("mosquitto is installed");
+    let mut process = Command::new("mosquitto")
+        .arg("-c")
+        .arg(conf)
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("mosquitto is installed");
     let mut lines = BufReader::new(process.stderr.take().unwrap()).lines().map_while(Result::ok);
     assert!(lines.any(|line| line.ends_with(" running")), "mosquitto ended at its start");
     // An unread pipe would fill and block it.
