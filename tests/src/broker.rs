@@ -154,3 +154,20 @@ impl Broker {
         Ok(command)
     }
 }
+
+/// Runs scenarios, functions that take a [`BrokerKind`], once on each broker.
+#[macro_export]
+macro_rules! on_each_broker {
+    ($($scenario:ident),+ $(,)?) => {
+        mod on_mosquitto {
+            $(#[test] fn $scenario() -> anyhow::Result<()> {
+                super::$scenario($crate::broker::BrokerKind::Mosquitto)
+            })+
+        }
+        mod on_rumqttd {
+            $(#[test] fn $scenario() -> anyhow::Result<()> {
+                super::$scenario($crate::broker::BrokerKind::Embedded)
+            })+
+        }
+    };
+}

@@ -1,0 +1,152 @@
+//! Whatever is restarted, attestation resumes by itself and nobody is failed for it.
+
+use anyhow::Result;
+use keylime_mqtt_schemas::messages::Verdict;
+use keylime_mqtt_tests::broker::BrokerKind;
+use keylime_mqtt_tests::device::{Device, DeviceSettings};
+use keylime_mqtt_tests::on_each_broker;
+use keylime_mqtt_tests::operator::Policies;
+use keylime_mqtt_tests::world::{World, WorldSettings};
+
+on_each_broker!(
+    the_agent_may_be_killed_and_restarted,
+    the_bridge_may_be_killed_and_restarted,
+    the_broker_may_be_killed_and_restarted,
+);
+
+fn passing(broker: BrokerKind) -> Result<(World, Device)> {
+    let world = World::start(&WorldSettings { broker, ..WorldSettings::default() })?;
+    let device = world.passing_device("steady", DeviceSettings::full()?, &Policies::full())?;
+    Ok((world, device))
+}
+
+fn resumed(world: &World, device: &Device) -> Result<()> {
+    world.passes_anew(device)?;
+    world.never_failed(device)
+}
+
+fn the_agent_may_be_killed_and_restarted(broker: BrokerKind) -> Result<()> {
+    let (world, mut device) = passing(broker)?;
+    device.kill_agent();
+    device.run_program("/usr/bin/sensor")?;
+    device.start_agent()?;
+    resumed(&world, &device)?;
+    device.stop_agent()?;
+    device.start_agent()?;
+    resumed(&world, &device)
+}
+
+fn the_bridge_may_be_killed_and_restarted(broker: BrokerKind) -> Result<()> {
+    let (mut world, device) = passing(broker)?;
+    world.bridge.kill();
+    world.bridge.start()?;
+    resumed(&world, &device)?;
+    world.bridge.stop()?;
+    world.bridge.start()?;
+    resumed(&world, &device)
+}
+
+fn the_broker_may_be_killed_and_restarted(broker: BrokerKind) -> Result<()> {
+    let (mut world, device) = passing(broker)?;
+    world.broker.kill();
+    world.broker.power_on()?;
+    resumed(&world, &device)?;
+    world.broker.stop()?;
+    world.broker.power_on()?;
+    resumed(&world, &device)
+}
+
+#[test]
+fn the_verifier_may_be_killed_and_restarted() -> Result<()> {
+    let (mut world, device) = passing(BrokerKind::Mosquitto)?;
+    world.keylime.kill_verifier();
+    world.keylime.start_verifier()?;
+    resumed(&world, &device)?;
+    world.keylime.stop_verifier()?;
+    world.keylime.start_verifier()?;
+    resumed(&world, &device)
+}
+
+#[test]
+fn a_verifier_that_hangs_for_a_while_fails_nobody() -> Result<()> {
+    let (world, device) = passing(BrokerKind::Mosquitto)?;
+    world.keylime.verifier()?.freeze();
+    // The device goes on; its measurements are judged when the verifier is back.
+    let mark = world.observer()?.mark();
+    std::thread::scope(|scope| {
+        scope.spawn(|| -> Result<()> {
+            std::thread::sleep(std::time::Duration::from_secs(8));
+            world.keylime.verifier()?.thaw();
+            Ok(())
+        });
+        world.verdict_from(mark, &device, Verdict::Pass)
+    })?;
+    resumed(&world, &device)
+}
+
+#[test]
+fn a_registrar_that_is_away_matters_to_new_devices_alone() -> Result<()> {
+    let (mut world, device) = passing(BrokerKind::Mosquitto)?;
+    world.keylime.kill_registrar();
+    let mut newcomer = world.device("newcomer", DeviceSettings::default())?;
+    newcomer.start_agent()?;
+    resumed(&world, &device)?;
+    assert!(!world.keylime.has_activated(newcomer.id()));
+    world.keylime.start_registrar()?;
+    let mark = world.observer()?.mark();
+    world.enrol(&newcomer, &Policies::quote_only())?;
+    world.verdict_from(mark, &newcomer, Verdict::Pass)?;
+    resumed(&world, &device)
+}
+
+#[test]
+fn a_tpm_that_hangs_for_a_while_fails_nobody() -> Result<()> {
+    let (world, mut device) = passing(BrokerKind::Mosquitto)?;
+    device.swtpm().freeze();
+    std::thread::sleep(std::time::Duration::from_secs(4));
+    device.swtpm().thaw();
+    resumed(&world, &device)
+}
+
+/// The parts of a world.
+#[derive(Clone, Copy, Debug)]
+enum Part {
+    Agent,
+    Bridge,
+    Broker,
+    Keylime,
+}
+
+fn comes_up_in(order: [Part; 4]) -> Result<()> {
+    // A first life in the usual order, to enrol; then everything at rest, and up again in another order.
+    let (mut world, mut device) = passing(BrokerKind::Mosquitto)?;
+    device.kill_agent();
+    world.bridge.kill();
+    world.keylime.kill_verifier();
+    world.keylime.kill_registrar();
+    world.broker.kill();
+    for part in order {
+        match part {
+            Part::Agent => device.start_agent()?,
+            Part::Bridge => world.bridge.start()?,
+            Part::Broker => world.broker.power_on()?,
+            Part::Keylime => world.keylime.start_both()?,
+        }
+    }
+    resumed(&world, &device)
+}
+
+#[test]
+fn everything_may_be_started_from_the_device_inwards() -> Result<()> {
+    comes_up_in([Part::Agent, Part::Bridge, Part::Broker, Part::Keylime])
+}
+
+#[test]
+fn everything_may_be_started_from_the_broker_outwards() -> Result<()> {
+    comes_up_in([Part::Broker, Part::Agent, Part::Keylime, Part::Bridge])
+}
+
+#[test]
+fn everything_may_be_started_from_keylime_outwards() -> Result<()> {
+    comes_up_in([Part::Keylime, Part::Bridge, Part::Agent, Part::Broker])
+}
