@@ -366,6 +366,20 @@ mod tests {
     }
 
     #[test]
+    fn the_example_that_is_shipped_says_what_the_defaults_are() {
+        const EXAMPLE: &str = include_str!("../agent.example.toml");
+        let shipped = read(EXAMPLE).unwrap();
+        let all: String = EXAMPLE
+            .lines()
+            .map(|line| line.strip_prefix("#").filter(|rest| !rest.starts_with(' ')).unwrap_or(line))
+            .flat_map(|line| [line, "\n"])
+            .collect();
+        let spelled_out = read(&all).unwrap();
+        assert_eq!(format!("{spelled_out:?}"), format!("{shipped:?}"));
+        assert_ne!(all, EXAMPLE);
+    }
+
+    #[test]
     fn flags_win_over_the_file() {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), format!("id = \"a\"\n[tpm]\ncommand_timeout_seconds = 9\n{BROKER}"))

@@ -24,8 +24,10 @@ const FILE: &str = "state.json";
 const LOCK: &str = "lock";
 /// Far above what is kept; what is larger is not ours.
 const LARGEST: u64 = 64 * 1024;
-/// Group and others have no business here.
-const FORBIDDEN: u32 = 0o077;
+/// Group and others have no business in the file.
+const ACCESSIBLE: u32 = 0o077;
+/// Nor may they replace it.
+const WRITABLE: u32 = 0o022;
 
 /// Why the state cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -95,6 +97,7 @@ pub struct Store {
 impl Store {
     /// Opens or creates the state for the one agent that runs with it.
     pub fn open(directory: &Path) -> Result<Self, StoreError> {
+        create(directory)?;
         let mut store = Self::peek(directory)?;
         let path = directory.join(LOCK);
         let file = OpenOptions::new()
@@ -110,15 +113,9 @@ impl Store {
         Ok(store)
     }
 
-    /// As [`Self::open`], beside an agent that may be running.
+    /// Looks at the state beside an agent that may be running; creates nothing.
     pub fn peek(directory: &Path) -> Result<Self, StoreError> {
-        if !directory.exists() {
-            fs::DirBuilder::new()
-                .recursive(true)
-                .mode(0o700)
-                .create(directory)
-                .map_err(io("created", directory))?;
-        }
+        refuse_if_open(directory, WRITABLE)?;
         Ok(Self { state: load(&directory.join(FILE))?, directory: directory.to_owned(), lock: None })
     }
 
@@ -132,6 +129,7 @@ impl Store {
         let mut state = self.state.clone();
         change(&mut state);
         if state != self.state {
+            create(&self.directory)?;
             save(&self.directory, &state)?;
             self.state = state;
         }
@@ -144,10 +142,8 @@ fn load(path: &Path) -> Result<State, StoreError> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(State::default()),
         opened => opened.map_err(io("read", path))?,
     };
+    refuse_if_open(path, ACCESSIBLE)?;
     let metadata = file.metadata().map_err(io("read", path))?;
-    if metadata.mode() & FORBIDDEN != 0 {
-        return Err(StoreError::OpenToOthers { path: path.to_owned(), mode: metadata.mode() & 0o777 });
-    }
     let damaged = |reason: String| StoreError::Damaged { path: path.to_owned(), reason };
     if metadata.len() > LARGEST {
         return Err(damaged(format!("{} bytes", metadata.len())));
@@ -155,6 +151,20 @@ fn load(path: &Path) -> Result<State, StoreError> {
     let written: Written =
         serde_json::from_reader(std::io::BufReader::new(file)).map_err(|e| damaged(e.to_string()))?;
     State::try_from(written).map_err(|field| damaged(format!("{field} is not what was written")))
+}
+
+fn create(directory: &Path) -> Result<(), StoreError> {
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(io("created", directory))
+}
+
+fn refuse_if_open(path: &Path, bits: u32) -> Result<(), StoreError> {
+    match fs::metadata(path) {
+        Ok(metadata) if metadata.mode() & bits != 0 => {
+            Err(StoreError::OpenToOthers { path: path.to_owned(), mode: metadata.mode() & 0o777 })
+        }
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(io("read", path)(error)),
+        _ => Ok(()),
+    }
 }
 
 /// A new file in place of the old one: a power cut leaves the one or the other.
@@ -316,6 +326,19 @@ mod tests {
             assert!(matches!(error, StoreError::OpenToOthers { mode, .. } if mode == open));
             assert!(error.to_string().contains("chmod go="), "{error}");
         }
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+        fs::set_permissions(base.path(), fs::Permissions::from_mode(0o770)).unwrap();
+        assert!(matches!(Store::open(base.path()), Err(StoreError::OpenToOthers { mode: 0o770, .. })));
+    }
+
+    #[test]
+    fn looking_at_a_state_that_is_not_there_creates_nothing() {
+        let base = tempfile::tempdir().unwrap();
+        let directory = base.path().join("state");
+        assert_eq!(Store::peek(&directory).unwrap().state(), &State::default());
+        assert!(!directory.exists());
+        Store::peek(&directory).unwrap().update(|state| *state = full()).unwrap();
+        assert_eq!(Store::peek(&directory).unwrap().state(), &full());
     }
 
     #[test]

@@ -171,7 +171,8 @@ pub fn agent_id(config: &Config, identity: &Identity) -> Result<AgentId, ConfigE
     }
 }
 
-/// A TPM that is not there yet, or busy, is waited for; what only the operator can mend is an error.
+/// A TPM that is not there yet, or busy, is waited for. What only the operator can mend is an error, and so is a TPM that
+/// did not even make its keys in time: its thread is lost, and only a new process gets rid of it.
 async fn start_tpm(config: &Config, store: &Store) -> Result<Tpm, TpmError> {
     let mut pause = TPM_PAUSE;
     loop {
@@ -181,7 +182,6 @@ async fn start_tpm(config: &Config, store: &Store) -> Result<Tpm, TpmError> {
         };
         match error {
             TpmError::Unreachable { .. }
-            | TpmError::Timeout { .. }
             | TpmError::StillRetrying { .. }
             | TpmError::OutOfSlots { .. }
             | TpmError::Lockout => tracing::warn!(%error, again_in = ?pause, "the TPM cannot be used yet"),
