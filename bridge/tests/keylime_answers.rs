@@ -424,7 +424,9 @@ async fn each_status_has_its_meaning() {
     assert!(matches!(verifier.status(ID, &token()).await, StatusOutcome::Forbidden));
     assert!(matches!(verifier.status(ID, &token()).await, StatusOutcome::Gone));
     assert!(matches!(verifier.status(ID, &token()).await, StatusOutcome::Unavailable(_)));
-    assert_eq!(server.seen()[0].line, format!("GET /v2.6/agents/{ID} HTTP/1.1"));
+    let seen = &server.seen()[0];
+    assert_eq!(seen.line, format!("GET /v2.6/agents/{ID} HTTP/1.1"));
+    assert!(!seen.headers.contains("content-type"), "Keylime answers 400 to an empty body of a type");
 }
 
 #[tokio::test]

@@ -149,12 +149,9 @@ impl<O: Outbox> Fleet<O> {
 
     fn handle_link(&mut self, event: LinkEvent) {
         match event {
-            LinkEvent::Connected { .. } => {
-                tracing::info!("connected to the broker");
-                self.announce();
-            }
-            // the driver says on its own when this lasts
-            LinkEvent::Disconnected { reason } => tracing::info!(reason, "not connected to the broker"),
+            LinkEvent::Connected { .. } => self.announce(),
+            // the driver has logged it
+            LinkEvent::Disconnected { reason } => tracing::debug!(reason, "not connected to the broker"),
             LinkEvent::Message { topic, payload, retain } => self.handle_message(&topic, payload, retain),
         }
     }
