@@ -10,6 +10,7 @@
     reason = "a model that cannot go on should end the test"
 )]
 
+mod answers;
 mod device;
 mod flows;
 mod keylime;

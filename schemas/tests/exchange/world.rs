@@ -13,7 +13,9 @@ use keylime_mqtt_schemas::exchange::relay::{
 use keylime_mqtt_schemas::exchange::relay::{Activated, Offer, Offered, Proven};
 use keylime_mqtt_schemas::exchange::{Time, relay::Report};
 use keylime_mqtt_schemas::fragment::Reassembly;
-use keylime_mqtt_schemas::messages::{AkName, Digest, Down, Evidence, LaterReason, Outcome, Up, Verdict};
+use keylime_mqtt_schemas::messages::{
+    AkName, Digest, Down, Evidence, LaterReason, Outcome, RefusedReason, Up, Verdict,
+};
 use keylime_mqtt_schemas::wire::{pack_down, pack_up, unpack_down, unpack_up};
 
 use super::device::{self, Device};
@@ -92,6 +94,11 @@ pub(crate) struct World {
     pub(crate) bad_notices: Vec<Notice>,
     pub(crate) dropped: Vec<(&'static str, &'static str)>,
     pub(crate) up_messages: BTreeMap<&'static str, u32>,
+    /// Answers that Keylime gives instead of its own, each once, to the first command of its kind.
+    pub(crate) scripted: Vec<(&'static str, Done)>,
+    /// Every command that reached Keylime, by kind.
+    pub(crate) asked: Vec<(Time, &'static str)>,
+    pub(crate) refusals: Vec<RefusedReason>,
     /// Applied to what travels, for lies: returns what arrives instead.
     pub(crate) on_the_way_up: Option<fn(Up) -> Vec<Up>>,
 }
@@ -123,6 +130,9 @@ impl World {
             bad_notices: Vec::new(),
             dropped: Vec::new(),
             up_messages: BTreeMap::new(),
+            scripted: Vec::new(),
+            asked: Vec::new(),
+            refusals: Vec::new(),
             on_the_way_up: None,
         };
         world.push(Duration::ZERO, Event::DeviceConnected(0));
@@ -331,13 +341,20 @@ impl World {
             attester::Report::Enrolled => self.device.enrolled = true,
             attester::Report::Ticket(ticket) => self.device.ticket = Some(ticket.into_vec()),
             attester::Report::Waiting(later) => self.waiting.push((self.now, later.reason)),
-            attester::Report::Refused(_) => self.refused += 1,
+            attester::Report::Refused(refused) => {
+                self.refused += 1;
+                self.refusals.push(refused.reason);
+            }
             attester::Report::Accepted(accepted) => self.accepted.push(accepted.outcome),
             attester::Report::Unanswered(_) | attester::Report::Ignored(_) => {}
         }
     }
 
     fn execute(&mut self, command: &Command, now: Time) -> Option<Done> {
+        self.asked.push((now, kind(command)));
+        if let Some(at) = self.scripted.iter().position(|(scripted, _)| *scripted == kind(command)) {
+            return Some(self.scripted.remove(at).1);
+        }
         Some(match command {
             Command::Register(enrol) => {
                 let ak = AkName::of_public(enrol.ak_public.as_slice()).unwrap();
@@ -431,6 +448,23 @@ fn restore(offer: &Offer, evidence: &Evidence, ak_public: &[u8], ima: Option<&Im
             }
         }
         _ => Restoring::Explained { restored, ima: None },
+    }
+}
+
+/// A command as a word.
+pub(crate) fn kind(command: &Command) -> &'static str {
+    match command {
+        Command::Register(_) => "Register",
+        Command::Activate { .. } => "Activate",
+        Command::OpenSession { .. } => "OpenSession",
+        Command::Prove { .. } => "Prove",
+        Command::CheckStatement { .. } => "CheckStatement",
+        Command::ReadStatus { .. } => "ReadStatus",
+        Command::Offer { .. } => "Offer",
+        Command::FindUefi(_) => "FindUefi",
+        Command::KeepUefi(..) => "KeepUefi",
+        Command::Restore { .. } => "Restore",
+        Command::Submit { .. } => "Submit",
     }
 }
 

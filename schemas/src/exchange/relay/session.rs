@@ -26,7 +26,6 @@ impl Relay {
     pub(super) fn session(&mut self, session: Session, now: Time) {
         match session {
             Session::Opened { session, nonce, good_for } => {
-                self.setbacks = 0;
                 self.ask_for_proof(session, nonce, now + good_for, now);
             }
             Session::Wait(wait) => {
@@ -69,7 +68,6 @@ impl Relay {
     pub(super) fn proven(&mut self, proven: Proven, now: Time) {
         match proven {
             Proven::Token { token, certified, ticket } => {
-                self.setbacks = 0;
                 self.fresh_token = true;
                 self.token = Some(token);
                 self.trusted = Some(certified);
