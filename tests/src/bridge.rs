@@ -38,13 +38,15 @@ pub struct Bridge {
     dir: PathBuf,
     log: PathBuf,
     settings: BridgeSettings,
+    verbosity: &'static str,
     process: Option<Process>,
 }
 
 impl Bridge {
     /// Writes its configuration into `dir` and starts nothing.
     pub fn configure(name: &str, dir: PathBuf, logs: &Path, settings: BridgeSettings) -> Result<Self> {
-        let bridge = Self { dir, log: logs.join(format!("{name}.log")), settings, process: None };
+        let bridge =
+            Self { dir, log: logs.join(format!("{name}.log")), settings, verbosity: "info", process: None };
         bridge.write_configuration()?;
         Ok(bridge)
     }
@@ -53,6 +55,11 @@ impl Bridge {
     pub fn reconfigure(&mut self, change: impl FnOnce(&mut BridgeSettings)) -> Result<()> {
         change(&mut self.settings);
         self.write_configuration()
+    }
+
+    /// Has it log all it can, from its next start on.
+    pub fn log_everything(&mut self) {
+        self.verbosity = "trace";
     }
 
     /// Starts it.
@@ -93,6 +100,7 @@ impl Bridge {
     fn command(&self) -> Result<Command> {
         let mut command = Command::new(binaries::path("keylime-mqtt-bridge")?);
         command.arg("--config").arg(self.dir.join("bridge.toml"));
+        command.args(["--log", self.verbosity]);
         for setting in &self.settings.set {
             command.args(["--set", setting]);
         }

@@ -218,6 +218,11 @@ impl Device {
         Ok((output.status.success(), String::from_utf8_lossy(&said).into_owned()))
     }
 
+    /// How it reaches the broker.
+    pub fn access(&self) -> &BrokerAccess {
+        &self.access
+    }
+
     /// Changes how it reaches the broker, from the agent's next start on.
     pub fn change_access(&mut self, change: impl FnOnce(&mut BrokerAccess)) -> Result<()> {
         change(&mut self.access);

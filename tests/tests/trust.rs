@@ -1,0 +1,288 @@
+//! Every hop knows whom it speaks to, and a device's certificate opens only its own topics.
+
+use anyhow::{Context, Result, ensure};
+use keylime_mqtt_schemas::messages::Verdict;
+use keylime_mqtt_tests::broker::{BRIDGE, Broker, RELYING_PARTY};
+use keylime_mqtt_tests::device::{BrokerAccess, Device, DeviceSettings};
+use keylime_mqtt_tests::eventually::eventually;
+use keylime_mqtt_tests::keylime_config::KeylimeSettings;
+use keylime_mqtt_tests::observe::Observer;
+use keylime_mqtt_tests::operator::Policies;
+use keylime_mqtt_tests::pki::{Certificate, Pki, Validity};
+use keylime_mqtt_tests::world::{World, WorldSettings};
+use std::net::TcpStream;
+use std::process::{Command, Stdio};
+
+/// A world with one enrolled device whose agent is stopped.
+fn world_with_device() -> Result<(World, Device)> {
+    let world = World::on_mosquitto()?;
+    let mut device = world.passing_device("trusting", DeviceSettings::default(), &Policies::quote_only())?;
+    device.stop_agent()?;
+    Ok((world, device))
+}
+
+fn other_ca(world: &World) -> Result<Pki> {
+    Pki::in_dir(&world.scratch.subdir("other-ca")?)
+}
+
+/// With `change` the agent reaches no broker and says so with `words`; with it undone it passes.
+fn agent_refuses(
+    world: &World,
+    device: &mut Device,
+    words: &str,
+    change: impl FnOnce(&mut BrokerAccess),
+) -> Result<()> {
+    let good = device.access().clone();
+    device.change_access(change)?;
+    let said_before = device.agent_log().len();
+    let seen_before = world.observer()?.mark();
+    device.start_agent()?;
+    eventually(&format!("the agent says {words:?}"), &world.scratch.logs(), || {
+        let log = device.agent_log();
+        Ok(log.get(said_before..).is_some_and(|new| new.contains(words)).then_some(()))
+    })?;
+    let spoke =
+        world.observer()?.seen().iter().skip(seen_before).any(|seen| seen.topic.ends_with("/evidence"));
+    assert!(!spoke, "the agent spoke to a broker it cannot trust, or one that cannot trust it");
+    device.stop_agent()?;
+    device.change_access(|access| *access = good)?;
+    device.start_agent()?;
+    world.passes_anew(device)?;
+    device.stop_agent()
+}
+
+#[test]
+fn an_agent_refuses_a_broker_of_another_ca_or_name_and_is_refused_with_a_certificate_of_another_ca()
+-> Result<()> {
+    let (world, mut device) = world_with_device()?;
+    let other = other_ca(&world)?;
+    let foreign = other.issue(device.id(), &[])?;
+    let expired = world.pki.issue_with(device.id(), &[], Validity::Expired)?;
+    agent_refuses(&world, &mut device, "UnknownIssuer", |access| access.ca = other.ca())?;
+    agent_refuses(&world, &mut device, "certificate", |access| access.host = "ip6-localhost".to_owned())?;
+    agent_refuses(&world, &mut device, "nknown", |access| access.certificate = foreign)?;
+    agent_refuses(&world, &mut device, "xpired", |access| access.certificate = expired)
+}
+
+#[test]
+fn agent_and_bridge_refuse_a_broker_with_an_expired_certificate() -> Result<()> {
+    let (mut world, mut device) = world_with_device()?;
+    let good = world.pki.issue("broker", &["localhost"])?;
+    let expired = world.pki.issue_with("broker", &["localhost"], Validity::Expired)?;
+    world.bridge.stop()?;
+    world.broker.stop()?;
+    world.broker.present(expired);
+    world.broker.power_on()?;
+    let bridge_said = world.bridge.log().len();
+    device.start_agent()?;
+    world.bridge.start()?;
+    eventually("agent and bridge say that it expired", &world.scratch.logs(), || {
+        let bridge = world.bridge.log();
+        let bridge = bridge.get(bridge_said..).is_some_and(|new| new.contains("xpired"));
+        Ok((bridge && device.agent_log().contains("xpired")).then_some(()))
+    })?;
+    world.broker.stop()?;
+    world.broker.present(good);
+    world.broker.power_on()?;
+    world.passes_anew(&device).map(drop)
+}
+
+#[test]
+fn a_client_without_a_certificate_is_refused_by_the_broker() -> Result<()> {
+    let (world, _device) = world_with_device()?;
+    let with = tls_client(&world.broker, &world.pki, Some(&world.pki.issue("anyone", &[])?))?;
+    assert!(with, "openssl cannot even connect with a certificate");
+    assert!(
+        !tls_client(&world.broker, &world.pki, None)?,
+        "the broker let a client without a certificate in"
+    );
+    Ok(())
+}
+
+/// Whether the broker keeps a TLS connection that sends an MQTT CONNECT: it answers CONNACK.
+fn tls_client(broker: &Broker, pki: &Pki, certificate: Option<&Certificate>) -> Result<bool> {
+    use std::io::{Read, Write};
+    let mut command = Command::new("openssl");
+    command.args(["s_client", "-quiet", "-connect", &format!("localhost:{}", broker.port()), "-CAfile"]);
+    command.arg(pki.ca());
+    if let Some(certificate) = certificate {
+        command.arg("-cert").arg(&certificate.certificate).arg("-key").arg(&certificate.key);
+    }
+    let mut client = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;
+    // MQTT 3.1.1 §3.1: CONNECT, clean session, keep-alive 60 s, client id "x".
+    let connect = [0x10, 13, 0, 4, b'M', b'Q', b'T', b'T', 4, 2, 0, 60, 0, 1, b'x'];
+    // A refused client may be gone before it is told.
+    client.stdin.as_mut().context("piped")?.write_all(&connect).ok();
+    let mut answer = [0];
+    let answered = client.stdout.as_mut().context("piped")?.read(&mut answer)?;
+    client.kill()?;
+    client.wait()?;
+    Ok(answered == 1 && answer == [0x20])
+}
+
+/// A bridge that cannot trust Keylime, by `change`, says so with `words` and never gets a result; undone, it does.
+fn bridge_refuses(change: impl FnOnce(&mut World) -> Result<()>, words: &[&str]) -> Result<()> {
+    let (mut world, mut device) = world_with_device()?;
+    world.bridge.stop()?;
+    let said_before = world.bridge.log().len();
+    change(&mut world)?;
+    let mark = world.observer()?.mark();
+    world.bridge.start()?;
+    device.start_agent()?;
+    eventually(&format!("the bridge says {words:?}"), &world.scratch.logs(), || {
+        let log = world.bridge.log();
+        let new = log.get(said_before..).unwrap_or_default();
+        Ok(words.iter().any(|word| new.contains(word)).then_some(()))
+    })?;
+    let passed = world
+        .observer()?
+        .seen()
+        .into_iter()
+        .skip(mark)
+        .filter_map(|seen| seen.result())
+        .any(|result| result.verdict == Verdict::Pass);
+    ensure!(!passed, "PASS over a hop that has no trust");
+    Ok(())
+}
+
+#[test]
+fn the_bridge_refuses_a_verifier_of_another_ca() -> Result<()> {
+    bridge_refuses(
+        |world| {
+            let ca = other_ca(world)?.ca();
+            world.bridge.reconfigure(|settings| settings.keylime_ca = ca)
+        },
+        &["tls", "certificate", "nknownIssuer"],
+    )
+}
+
+#[test]
+fn the_bridge_refuses_a_verifier_with_a_certificate_for_another_name() -> Result<()> {
+    bridge_refuses(
+        |world| {
+            let certificate = world.pki.issue("verifier.elsewhere", &["verifier.elsewhere"])?;
+            serve_with(world, certificate)
+        },
+        &["tls", "certificate", "NotValidForName"],
+    )
+}
+
+#[test]
+fn the_bridge_refuses_a_verifier_with_an_expired_certificate() -> Result<()> {
+    bridge_refuses(
+        |world| {
+            let certificate =
+                world.pki.issue_with("verifier", &["localhost", "127.0.0.1"], Validity::Expired)?;
+            serve_with(world, certificate)
+        },
+        &["tls", "certificate", "xpired"],
+    )
+}
+
+/// Restarts Keylime's verifier with a certificate of the harness's CA, which the bridge is told to trust.
+fn serve_with(world: &mut World, certificate: Certificate) -> Result<()> {
+    world.keylime.stop_verifier()?;
+    world.keylime.reconfigure(|settings| {
+        settings.server_certificate = Some((certificate.certificate, certificate.key));
+    })?;
+    world.keylime.start_verifier()?;
+    let ca = world.pki.ca();
+    world.bridge.reconfigure(|settings| settings.keylime_ca = ca)
+}
+
+#[test]
+fn a_certificate_that_is_good_in_every_way_is_what_those_refusals_lack() -> Result<()> {
+    // The counterpart of the refusals above: the same set-up with a certificate that is right passes.
+    let settings = WorldSettings { keylime: KeylimeSettings::default(), ..WorldSettings::default() };
+    let mut world = World::prepare(&settings)?;
+    let certificate = world.pki.issue("verifier", &["localhost", "127.0.0.1"])?;
+    world.keylime.reconfigure(|keylime| {
+        keylime.server_certificate = Some((certificate.certificate, certificate.key));
+    })?;
+    let ca = world.pki.ca();
+    world.bridge.reconfigure(|bridge| bridge.keylime_ca = ca)?;
+    world.broker.power_on()?;
+    world.connect_observer()?;
+    world.keylime.start_both()?;
+    world.bridge.start()?;
+    let mut device = world.device("registering", DeviceSettings::default())?;
+    device.start_agent()?;
+    world.await_registration(&device)
+}
+
+#[test]
+fn a_devices_certificate_opens_only_its_own_topics() -> Result<()> {
+    let world = World::on_mosquitto()?;
+    let device = world.passing_device("victim", DeviceSettings::default(), &Policies::quote_only())?;
+    let intruder = world.pki.issue("intruder", &[])?;
+    let filters = ["#", "keylime/v1/+/challenge", "keylime/v1/+/result", "keylime/v1/intruder/challenge"];
+    let logs = world.scratch.logs();
+    let client = Observer::connect(world.broker.port(), &world.pki.ca(), &intruder, &filters, &logs)?;
+    let mark = world.observer()?.mark();
+    for topic in [
+        format!("keylime/v1/{}/evidence", device.id()),
+        format!("keylime/v1/{}/challenge", device.id()),
+        format!("keylime/v1/{}/result", device.id()),
+        format!("keylime/v1/{}/presence", device.id()),
+        "keylime/v1/intruder/challenge".to_owned(),
+        "keylime/v1/intruder/result".to_owned(),
+        "keylime/v1-bridge/bridge".to_owned(),
+    ] {
+        client.publish(&topic, true, b"forged")?;
+    }
+    client.publish("keylime/v1/intruder/evidence", false, b"own")?;
+    // Messages of one client arrive in order: when its own has come through, the others have not.
+    world
+        .observer()?
+        .wait_from(mark, "the intruder's own message", |seen| (seen.payload == b"own").then_some(()))?;
+    let forged = world.observer()?.seen().into_iter().skip(mark).find(|seen| seen.payload == b"forged");
+    assert!(forged.is_none(), "passed the ACL: {forged:?}");
+    world.passes_anew(&device)?;
+    let seen = client.seen();
+    assert!(seen.is_empty(), "the intruder read {:?}", seen.first().map(|seen| &seen.topic));
+    world.never_failed(&device)
+}
+
+#[test]
+fn a_relying_party_reads_results_and_writes_nothing() -> Result<()> {
+    let world = World::on_mosquitto()?;
+    let device = world.passing_device("watched", DeviceSettings::default(), &Policies::quote_only())?;
+    let certificate = world.pki.issue(RELYING_PARTY, &[])?;
+    let logs = world.scratch.logs();
+    let filters = ["keylime/v1/+/result"];
+    let party = Observer::connect(world.broker.port(), &world.pki.ca(), &certificate, &filters, &logs)?;
+    let told = party.wait_from(0, "the retained result", |seen| seen.result().filter(|_| seen.retained))?;
+    assert_eq!(told.agent_id.as_str(), device.id());
+    let mark = world.observer()?.mark();
+    party.publish(&format!("keylime/v1/{}/result", device.id()), true, b"forged")?;
+    world.passes_anew(&device)?;
+    let forged = world.observer()?.seen().into_iter().skip(mark).any(|seen| seen.payload == b"forged");
+    assert!(!forged, "a relying party wrote a result");
+    Ok(())
+}
+
+#[test]
+fn the_bridges_name_is_no_device() -> Result<()> {
+    let world = World::on_mosquitto()?;
+    // A device whose operator calls it as the bridge's certificate: the broker's ACL gives it no topic.
+    let mut device = world
+        .device("impostor", DeviceSettings { id: Some(BRIDGE.to_owned()), ..DeviceSettings::default() })?;
+    world.admit(BRIDGE, device.ek_hash())?;
+    let mark = world.observer()?.mark();
+    device.start_agent()?;
+    let good = world.passing_device("honest", DeviceSettings::default(), &Policies::quote_only())?;
+    let topic = format!("keylime/v1/{BRIDGE}/evidence");
+    assert!(world.observer()?.seen().iter().skip(mark).all(|seen| seen.topic != topic));
+    device.stop_agent()?;
+    world.passes_anew(&good).map(drop)
+}
+
+#[test]
+fn a_silent_connection_to_the_broker_delays_nobody() -> Result<()> {
+    let world = World::on_mosquitto()?;
+    let _silent: Vec<TcpStream> = (0..20)
+        .map(|_| TcpStream::connect(("127.0.0.1", world.broker.port())))
+        .collect::<std::io::Result<_>>()?;
+    let device = world.passing_device("patient", DeviceSettings::default(), &Policies::quote_only())?;
+    world.passes_anew(&device).map(drop)
+}
