@@ -76,7 +76,7 @@ pub async fn run(checked: Checked) -> Result<(), RunError> {
             _ = interrupt.recv() => tracing::info!("SIGINT: stopping"),
         }
     };
-    fleet.run(async || incoming.next().await, &mut requests, stop).await;
+    fleet.run(&mut incoming, &mut requests, stop).await;
     drop(fleet);
     serving.abort();
     if let Err(error) = link.publish(&status_topic, offline, Qos::AtLeastOnce, true) {

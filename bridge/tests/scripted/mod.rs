@@ -13,6 +13,7 @@ use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair}
 use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use std::collections::VecDeque;
 use std::fmt::Write as _;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tempfile::TempDir;
@@ -53,8 +54,10 @@ impl Seen {
 pub struct Scripted {
     pub settings: EndpointSettings,
     seen: Arc<Mutex<Vec<Seen>>>,
-    _dir: TempDir,
+    dir: TempDir,
 }
+
+type Script = Arc<dyn Fn(&Seen) -> Option<Play> + Send + Sync>;
 
 pub fn answer(status: u16, body: impl Into<Vec<u8>>) -> Play {
     Play::Answer(status, vec![], body.into())
@@ -74,6 +77,16 @@ impl Scripted {
     }
 
     pub async fn start_with(script: Vec<Play>, change: impl FnOnce(&mut EndpointSettings)) -> Self {
+        let script = Mutex::new(VecDeque::from(script));
+        Self::serve(Arc::new(move |_: &Seen| script.lock().unwrap().pop_front()), change).await
+    }
+
+    /// Answers each request by what it is
+    pub async fn answering(script: impl Fn(&Seen) -> Option<Play> + Send + Sync + 'static) -> Self {
+        Self::serve(Arc::new(script), |_| {}).await
+    }
+
+    async fn serve(script: Script, change: impl FnOnce(&mut EndpointSettings)) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let mut params = CertificateParams::new(vec![]).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -96,14 +109,13 @@ impl Scripted {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let seen = Arc::new(Mutex::new(Vec::new()));
-        let script = Arc::new(Mutex::new(VecDeque::from(script)));
         let recorded = seen.clone();
         tokio::spawn(async move {
             while let Ok((socket, _)) = listener.accept().await {
                 let (acceptor, script, seen) = (acceptor.clone(), script.clone(), recorded.clone());
                 tokio::spawn(async move {
                     if let Ok(stream) = acceptor.accept(socket).await {
-                        play(stream, &script, &seen).await;
+                        play(stream, script.as_ref(), &seen).await;
                     }
                 });
             }
@@ -115,7 +127,12 @@ impl Scripted {
             lanes: 1,
         };
         change(&mut settings);
-        Self { settings, seen, _dir: dir }
+        Self { settings, seen, dir }
+    }
+
+    /// The CA that the server's certificate leads to
+    pub fn ca_file(&self) -> PathBuf {
+        self.dir.path().join("ca.pem")
     }
 
     pub fn seen(&self) -> Vec<Seen> {
@@ -125,12 +142,12 @@ impl Scripted {
 
 async fn play(
     mut stream: impl AsyncRead + AsyncWrite + Unpin,
-    script: &Mutex<VecDeque<Play>>,
+    script: &(dyn Fn(&Seen) -> Option<Play> + Send + Sync),
     seen: &Mutex<Vec<Seen>>,
 ) {
     while let Some(request) = read_request(&mut stream).await {
-        seen.lock().unwrap().push(request);
-        let Some(play) = script.lock().unwrap().pop_front() else { return };
+        seen.lock().unwrap().push(request.clone());
+        let Some(play) = script(&request) else { return };
         let done = match play {
             Play::Answer(status, headers, body) => {
                 let mut head = format!("HTTP/1.1 {status} Scripted\r\ncontent-length: {}\r\n", body.len());

@@ -1,6 +1,18 @@
-//! Where the fleet publishes.
+//! The broker as the fleet sees it: somewhere to publish, somewhere to hear from.
 
-use keylime_mqtt_broker_config::{Link, PublishError, Qos};
+use keylime_mqtt_broker_config::{Incoming, Link, LinkEvent, PublishError, Qos};
+
+/// Gives what comes from the broker
+pub trait Inbox: Send {
+    /// The next event; `None` when there will be none. Cancel safe.
+    fn next(&mut self) -> impl Future<Output = Option<LinkEvent>> + Send;
+}
+
+impl Inbox for Incoming {
+    async fn next(&mut self) -> Option<LinkEvent> {
+        Incoming::next(self).await
+    }
+}
 
 /// Takes messages for the broker, at least once each, without waiting
 pub trait Outbox: Send {

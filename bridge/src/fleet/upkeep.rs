@@ -1,0 +1,74 @@
+//! What the fleet does by itself: forgets what will never be whole, publishes what had no room, watches Keylime, tells who asks.
+
+use super::broker::Outbox;
+use super::{Fleet, PATIENCE, Snapshot, SnapshotRequest};
+use keylime_mqtt_schemas::exchange::Time;
+use std::time::Duration;
+
+impl<O: Outbox> Fleet<O> {
+    pub(super) fn answer(&mut self, request: SnapshotRequest) {
+        let mut waiting: Vec<_> = self.devices.iter().filter_map(|(id, device)| device.waiting(id)).collect();
+        waiting.sort_by(|a, b| a.id.cmp(&b.id));
+        let refused = self.refusals.all().into_iter();
+        let snapshot = Snapshot {
+            devices: self.devices.len(),
+            waiting,
+            refused: refused.map(|(kind, why, n)| (kind.to_owned(), why.to_owned(), n)).collect(),
+            unavailable: self.services.unavailable_counts(),
+        };
+        if request.send(snapshot).is_err() {
+            tracing::debug!("who asked for the status has gone");
+        }
+    }
+
+    pub(super) fn keep_house(&mut self) {
+        let now = self.services.now();
+        self.services.refresh_admission();
+        let mut held = 0;
+        let mut troubled = 0usize;
+        let mut longest = Duration::ZERO;
+        let mut unpublished = Vec::new();
+        for (id, device) in &mut self.devices {
+            if device.reassembly.expire(now) {
+                self.refusals.count("message", "its fragments never completed");
+            }
+            held += device.held();
+            if let Some(since) = device.setback_since {
+                troubled += 1;
+                longest = longest.max(now.saturating_sub(since));
+            }
+            if let Some(report) = device.unpublished.take() {
+                unpublished.push((id.clone(), report));
+            }
+        }
+        self.held = held;
+        for (id, report) in unpublished {
+            self.report(&id, report);
+        }
+        self.watch_keylime(troubled, longest, now);
+        if now.saturating_sub(self.summed_at) >= PATIENCE {
+            self.summed_at = now;
+            let dropped = self.refusals.since_last();
+            if dropped > 0 {
+                tracing::info!(
+                    dropped,
+                    "messages of no use in the last minute; `waiting` shows of which kind"
+                );
+            }
+        }
+    }
+
+    fn watch_keylime(&mut self, troubled: usize, longest: Duration, now: Time) {
+        if troubled == 0 && self.in_trouble {
+            self.in_trouble = false;
+            self.warned_at = None;
+            tracing::info!("Keylime answers again");
+        }
+        let quiet = self.warned_at.is_none_or(|at| now.saturating_sub(at) >= PATIENCE);
+        if longest >= PATIENCE && quiet {
+            self.warned_at = Some(now);
+            let unavailable = self.services.unavailable_counts();
+            tracing::warn!(devices = troubled, ?unavailable, "Keylime has not answered for over a minute");
+        }
+    }
+}
