@@ -23,7 +23,7 @@ use crate::{
     driver::{Stop, Wish},
     link::{Counters, Letter, LinkEvent, Qos},
     loss::{Loss, Phase},
-    queue::{Queue, Refused},
+    queue::{Queue, Refused, Weigh},
     settings::BrokerSettings,
     subscriptions::Subscriptions,
 };
@@ -32,8 +32,8 @@ use crate::{
 const CHANNEL: usize = 8;
 /// One place in the channel stays free for DISCONNECT.
 const MOST_HANDED: usize = CHANNEL - 1;
-/// A reader that falls behind holds up the broker (TCP pushes back) for this long; then messages are dropped,
-/// because a connection that is not polled does not ping either.
+/// A reader that falls behind holds up the broker (TCP pushes back) for this long, once; then messages are
+/// dropped, because a connection that is not polled neither pings nor sends.
 const READER_PATIENCE: Duration = Duration::from_secs(2);
 /// After DISCONNECT the broker closes the connection; closing first could reset it before DISCONNECT was read.
 const PARTING: Duration = Duration::from_secs(2);
@@ -79,6 +79,8 @@ pub(crate) struct Connection<'a> {
     subscriptions: Subscriptions,
     /// What [`LinkEvent::Connected`] will say, until it is said.
     unannounced: Option<bool>,
+    /// The inbox was full and the reader's patience is used up; messages are dropped until there is room again.
+    reader_is_behind: bool,
     eventloop: EventLoop,
 }
 
@@ -142,6 +144,7 @@ impl<'a> Connection<'a> {
             ledger: Ledger::default(),
             subscriptions: Subscriptions::default(),
             unannounced: None,
+            reader_is_behind: false,
             eventloop,
         }
     }
@@ -295,13 +298,25 @@ impl<'a> Connection<'a> {
             payload: publish.payload.into(),
             retain: publish.retain,
         };
-        let Err((Refused::Full, message)) = self.inbox.try_push(message) else { return };
-        let weight = crate::queue::Weigh::weight(&message);
-        let waited = timeout(READER_PATIENCE, self.inbox.room_for(weight)).await;
-        if waited.is_err() || self.inbox.try_push(message).is_err() {
-            self.counters.dropped();
-            warn!("dropped a message: this process reads more slowly than the broker delivers");
+        match self.inbox.try_push(message) {
+            Ok(()) => self.reader_is_behind = false,
+            // nobody reads any more
+            Err((Refused::Closed, _)) => {}
+            Err((Refused::Full, message)) => self.wait_for_the_reader(message).await,
         }
+    }
+
+    async fn wait_for_the_reader(&mut self, message: LinkEvent) {
+        if !self.reader_is_behind {
+            if timeout(READER_PATIENCE, self.inbox.room_for(message.weight())).await.is_ok()
+                && self.inbox.try_push(message).is_ok()
+            {
+                return;
+            }
+            self.reader_is_behind = true;
+            warn!("dropping messages: this process reads more slowly than the broker delivers");
+        }
+        self.counters.dropped();
     }
 
     /// Takes back what rumqttc owes. Its own `pending.clear()` on a new session would lose all of it.

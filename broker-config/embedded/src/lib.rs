@@ -71,16 +71,16 @@ pub enum EmbeddedError {
     #[error(transparent)]
     Certificate(#[from] CertificateError),
     /// Listening failed: usually something else has the port.
-    #[error("the embedded broker cannot listen on {listen}: {source}; choose another address or port")]
+    #[error("the embedded broker cannot listen on {listen} ({fault}); choose another address or port")]
     Listen {
         /// As asked for.
         listen: SocketAddr,
-        /// From the operating system.
-        source: io::Error,
+        /// From the operating system; rumqttd's error type is private.
+        fault: String,
     },
-    /// rumqttd's server ended at once.
-    #[error("the embedded broker did not start: {0}")]
-    Server(String),
+    /// Its thread ended before it said anything.
+    #[error("the embedded broker's thread ended at its start")]
+    Vanished,
     /// No thread or runtime could be made.
     #[error("the embedded broker cannot start its thread: {0}")]
     Thread(io::Error),
@@ -99,14 +99,14 @@ impl EmbeddedBroker {
     pub fn start(settings: EmbeddedSettings) -> Result<Self, EmbeddedError> {
         certificates::check(&settings)?;
         let listen = free_address(settings.listen)
-            .map_err(|source| EmbeddedError::Listen { listen: settings.listen, source })?;
+            .map_err(|error| EmbeddedError::Listen { listen: settings.listen, fault: error.to_string() })?;
         let (stop, stop_asked) = oneshot::channel();
         let (report, started) = std::sync::mpsc::sync_channel(1);
         let thread = thread::Builder::new()
             .name("embedded-broker".into())
             .spawn(move || serve(&settings, listen, stop_asked, &report))
             .map_err(EmbeddedError::Thread)?;
-        started.recv().unwrap_or_else(|_| Err(EmbeddedError::Server("its thread ended".into())))?;
+        started.recv().unwrap_or(Err(EmbeddedError::Vanished))?;
         warn!(
             %listen,
             "the embedded broker runs: for demo and tests only, it has no ACL and any client can bring it down"
@@ -171,7 +171,7 @@ fn serve(
             biased;
             ended = &mut serving => {
                 let fault = ended.err().map_or_else(|| "it ended".into(), |error| format!("{error:?}"));
-                return tell(report, Err(EmbeddedError::Server(fault)));
+                return tell(report, Err(EmbeddedError::Listen { listen, fault }));
             }
             () = std::future::ready(()) => tell(report, Ok(())),
         }

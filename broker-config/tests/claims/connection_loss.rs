@@ -107,7 +107,8 @@ async fn a_closed_door_is_tried_a_few_times_not_thousands() {
 async fn a_scripted_broker_that_acknowledges_out_of_order_and_vanishes_costs_nothing() {
     let pki = Pki::new();
     let broker = ScriptedBroker::listen(&pki, &[&TLS13]).await;
-    let client = Client::start(pki.client("client", broker.port, ""), "client", &[]);
+    let settings = pki.client("client", broker.port, "keep_alive_seconds = 5");
+    let client = Client::start(settings, "client", &[]);
     client.publish_numbers("n", 40);
     let mut session = broker.accept().await;
     let mut window = Vec::new();
@@ -117,6 +118,8 @@ async fn a_scripted_broker_that_acknowledges_out_of_order_and_vanishes_costs_not
     // the next message gets the packet id of the first, still unacknowledged one: rumqttc's collision
     session.acknowledge(window[1]).await;
     session.acknowledge(window[3]).await;
+    // a ping later it has tried, collided and waits
+    session.pinged().await;
     drop(session);
     let mut session = broker.accept().await;
     let mut received = std::collections::BTreeSet::new();

@@ -5,7 +5,7 @@ use keylime_mqtt_broker_config::{LinkEvent, PublishError, Qos, Will};
 use crate::{
     mosquitto::{Mosquitto, free_port},
     pki::Pki,
-    reader::Client,
+    reader::{Client, within_patience},
     relay::Relay,
 };
 
@@ -75,6 +75,43 @@ async fn the_queue_to_an_absent_broker_is_bounded_in_messages_and_in_bytes() {
     assert_eq!(fill(0), 4096);
     let large = fill(100_000);
     assert!((70..84).contains(&large), "{large} messages of 100 kB in 8 MiB");
+}
+
+#[tokio::test]
+async fn a_reader_that_falls_behind_loses_messages_but_not_the_connection() {
+    let pki = Pki::new();
+    let broker = Mosquitto::open(&pki);
+    let mut reader = Client::connected(pki.client("reader", broker.port, ""), "reader", &["t"]).await;
+    let sender = Client::connected(pki.client("sender", broker.port, ""), "sender", &[]).await;
+    // 20 MB for an inbox of 16 MiB
+    for _ in 0..200 {
+        while sender.link.publish("t", vec![0; 100_000], Qos::AtLeastOnce, false)
+            == Err(PublishError::QueueFull)
+        {
+            tokio::task::yield_now().await;
+        }
+    }
+    within_patience(async {
+        while reader.link.traffic().messages_received < 200 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    sender.publish("t", *b"dropped as well");
+    sender.link.shutdown().await;
+    reader.publish("t", *b"last");
+    let mut read = 0;
+    let dropped = loop {
+        let (_, payload) = reader.message().await;
+        read += 1;
+        let dropped = reader.link.traffic().messages_dropped;
+        if payload == b"last" || read + dropped == 202 {
+            break dropped;
+        }
+    };
+    assert!((20..60).contains(&dropped), "{dropped} of 202 were dropped");
+    assert_eq!(reader.link.traffic().reconnects, 0);
+    reader.round_trip("t").await;
 }
 
 #[tokio::test]

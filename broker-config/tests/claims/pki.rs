@@ -42,17 +42,17 @@ impl Pki {
     }
 
     pub(crate) fn issue(&self, name: &str, hosts: &[&str]) {
-        self.sign(name, params(name, hosts));
+        self.sign(name, &params(name, hosts));
     }
 
     pub(crate) fn issue_expired(&self, name: &str, hosts: &[&str]) {
         let mut params = params(name, hosts);
         params.not_before = date_time_ymd(2019, 1, 1);
         params.not_after = date_time_ymd(2020, 1, 1);
-        self.sign(name, params);
+        self.sign(name, &params);
     }
 
-    fn sign(&self, name: &str, params: CertificateParams) {
+    fn sign(&self, name: &str, params: &CertificateParams) {
         let key = KeyPair::generate().unwrap();
         let certificate = params.signed_by(&key, &self.issuer).unwrap();
         fs::write(self.file(&format!("{name}.pem")), certificate.pem()).unwrap();
@@ -79,8 +79,12 @@ impl Pki {
 }
 
 /// Reads a `[broker]` table the way agent and bridge do; later layers win.
-pub(crate) fn table(layers: &[&str]) -> figment::Result<BrokerSettings> {
-    layers.iter().fold(Figment::new(), |table, layer| table.merge(Toml::string(layer))).extract()
+pub(crate) fn table(layers: &[&str]) -> Result<BrokerSettings, Box<figment::Error>> {
+    layers
+        .iter()
+        .fold(Figment::new(), |table, layer| table.merge(Toml::string(layer)))
+        .extract()
+        .map_err(Box::new)
 }
 
 fn params(name: &str, hosts: &[&str]) -> CertificateParams {

@@ -8,6 +8,11 @@ use tokio::time::timeout;
 /// Far beyond anything these tests wait for; reaching it is a failure.
 const PATIENCE: Duration = Duration::from_secs(40);
 
+/// The outcome, or a failed test: no wait of these tests may hang.
+pub(crate) async fn within_patience<T>(waiting: impl Future<Output = T>) -> T {
+    timeout(PATIENCE, waiting).await.expect("waited in vain")
+}
+
 pub(crate) struct Client {
     pub(crate) link: Link,
     pub(crate) incoming: Incoming,
@@ -37,29 +42,40 @@ impl Client {
     }
 
     pub(crate) async fn event(&mut self) -> LinkEvent {
-        timeout(PATIENCE, self.incoming.next()).await.expect("no event came").expect("the link ended")
+        within_patience(self.next()).await
     }
 
-    /// Skips everything before the next CONNACK.
+    async fn next(&mut self) -> LinkEvent {
+        self.incoming.next().await.expect("the link ended")
+    }
+
+    /// Skips everything before the next connection that is ready.
     pub(crate) async fn is_connected(&mut self) {
-        while !matches!(self.event().await, LinkEvent::Connected { .. }) {}
+        within_patience(async { while !matches!(self.next().await, LinkEvent::Connected { .. }) {} }).await;
     }
 
     /// The reason of the next loss; nothing but messages may come before it.
     pub(crate) async fn loss(&mut self) -> String {
-        loop {
-            match self.event().await {
-                LinkEvent::Disconnected { reason } => return reason,
-                LinkEvent::Message { .. } => {}
-                LinkEvent::Connected { .. } => panic!("connected where a refusal was expected"),
+        within_patience(async {
+            loop {
+                match self.next().await {
+                    LinkEvent::Disconnected { reason } => return reason,
+                    LinkEvent::Message { .. } => {}
+                    LinkEvent::Connected { .. } => panic!("connected where a refusal was expected"),
+                }
             }
-        }
+        })
+        .await
     }
 
     /// The next message, whatever happens to the connection meanwhile.
     pub(crate) async fn message(&mut self) -> (String, Vec<u8>) {
+        within_patience(self.next_message()).await
+    }
+
+    async fn next_message(&mut self) -> (String, Vec<u8>) {
         loop {
-            if let LinkEvent::Message { topic, payload, .. } = self.event().await {
+            if let LinkEvent::Message { topic, payload, .. } = self.next().await {
                 return (topic, payload);
             }
         }
@@ -67,27 +83,33 @@ impl Client {
 
     /// Messages until one has this payload, which is left out.
     pub(crate) async fn messages_until(&mut self, last: &[u8]) -> Vec<(String, Vec<u8>)> {
-        let mut messages = Vec::new();
-        loop {
-            let message = self.message().await;
-            if message.1 == last {
-                return messages;
+        within_patience(async {
+            let mut messages = Vec::new();
+            loop {
+                let message = self.next_message().await;
+                if message.1 == last {
+                    return messages;
+                }
+                messages.push(message);
             }
-            messages.push(message);
-        }
+        })
+        .await
     }
 
     /// Reads numbers until all of `0..count` came, calling `at` after each that had not come before.
     pub(crate) async fn numbers(&mut self, count: u32, mut at: impl FnMut(usize)) {
-        let mut seen = BTreeSet::new();
-        while seen.len() < count as usize {
-            let (_, payload) = self.message().await;
-            let number = u32::from_be_bytes(payload.try_into().unwrap());
-            assert!(number < count);
-            if seen.insert(number) {
-                at(seen.len());
+        within_patience(async {
+            let mut seen = BTreeSet::new();
+            while seen.len() < count as usize {
+                let (_, payload) = self.next_message().await;
+                let number = u32::from_be_bytes(payload.try_into().unwrap());
+                assert!(number < count);
+                if seen.insert(number) {
+                    at(seen.len());
+                }
             }
-        }
+        })
+        .await;
     }
 
     pub(crate) fn publish(&self, topic: &str, payload: impl Into<Vec<u8>>) {

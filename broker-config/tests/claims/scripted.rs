@@ -17,10 +17,11 @@ use tokio_rustls::{
     server::TlsStream,
 };
 
-use crate::pki::Pki;
+use crate::{pki::Pki, reader::within_patience};
 
 const CONNECT: u8 = 1;
 const PUBLISH: u8 = 3;
+const PINGREQ: u8 = 12;
 
 pub(crate) struct ScriptedBroker {
     pub(crate) port: u16,
@@ -37,6 +38,14 @@ pub(crate) struct Session {
 pub(crate) struct Published {
     pub(crate) packet_id: u16,
     pub(crate) payload: Vec<u8>,
+}
+
+impl Published {
+    fn parse(body: &[u8]) -> Self {
+        let topic = usize::from(u16::from_be_bytes([body[0], body[1]]));
+        let packet_id = u16::from_be_bytes([body[2 + topic], body[3 + topic]]);
+        Self { packet_id, payload: body[4 + topic..].to_vec() }
+    }
 }
 
 impl ScriptedBroker {
@@ -63,6 +72,10 @@ impl ScriptedBroker {
 
     /// The next client that gets through TLS and says CONNECT.
     pub(crate) async fn accept(&self) -> Session {
+        within_patience(self.next()).await
+    }
+
+    async fn next(&self) -> Session {
         loop {
             let (socket, _) = self.listener.accept().await.unwrap();
             let Ok(stream) = self.acceptor.accept(socket).await else { continue };
@@ -82,15 +95,20 @@ impl Session {
 
     /// The next PUBLISH, or `None` after the client closed the connection.
     pub(crate) async fn published(&mut self) -> Option<Published> {
-        loop {
-            let (first, body) = self.packet().await?;
-            if first >> 4 != PUBLISH {
-                continue;
+        within_patience(async {
+            loop {
+                let (first, body) = self.packet().await?;
+                if first >> 4 == PUBLISH {
+                    return Some(Published::parse(&body));
+                }
             }
-            let topic = usize::from(u16::from_be_bytes([body[0], body[1]]));
-            let packet_id = u16::from_be_bytes([body[2 + topic], body[3 + topic]]);
-            return Some(Published { packet_id, payload: body[4 + topic..].to_vec() });
-        }
+        })
+        .await
+    }
+
+    /// Waits until the client pings, and leaves that unanswered.
+    pub(crate) async fn pinged(&mut self) {
+        within_patience(async { while self.packet().await.expect("PINGREQ").0 >> 4 != PINGREQ {} }).await;
     }
 
     pub(crate) async fn acknowledge(&mut self, packet_id: u16) {
