@@ -1,17 +1,8 @@
 //! Claims about many devices at once: each by hand-made messages, Keylime by a script, the broker by two queues.
-#![allow(
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    reason = "a failing helper is a failing test"
-)]
 
-mod configured;
-mod fixtures;
-mod scripted;
-
-use configured::Configured;
-use fixtures::{Quote, TestAk, bytes, sized};
+use crate::configured::Configured;
+use crate::fixtures::{Quote, TestAk, bytes, sized};
+use crate::scripted::{Play, Scripted, Seen, answer};
 use keylime_mqtt_bridge::fleet::{Fleet, Inbox, Outbox, Snapshot, SnapshotRequest, Unsent};
 use keylime_mqtt_broker_config::LinkEvent;
 use keylime_mqtt_schemas::AgentId;
@@ -23,7 +14,6 @@ use keylime_mqtt_schemas::messages::{
 use keylime_mqtt_schemas::statement::boot_statement;
 use keylime_mqtt_schemas::topics::{Topic, Topics};
 use keylime_mqtt_schemas::wire::{pack_up, unpack_down};
-use scripted::{Play, Scripted, Seen, answer};
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -73,8 +63,11 @@ fn challenge() -> String {
         .to_owned()
 }
 
+/// Topic and payload
+type Message = (String, Vec<u8>);
+
 #[derive(Clone)]
-struct Published(mpsc::UnboundedSender<(String, Vec<u8>)>);
+struct Published(mpsc::UnboundedSender<Message>);
 
 impl Outbox for Published {
     fn publish(&self, topic: &str, payload: Vec<u8>, _retain: bool) -> Result<(), Unsent> {
@@ -94,9 +87,9 @@ struct World {
     keylime: Scripted,
     events: mpsc::Sender<LinkEvent>,
     requests: mpsc::Sender<SnapshotRequest>,
-    published: Mutex<(mpsc::UnboundedReceiver<(String, Vec<u8>)>, VecDeque<(String, Vec<u8>)>)>,
+    published: Mutex<(mpsc::UnboundedReceiver<Message>, VecDeque<Message>)>,
     topics: Topics,
-    _configured: Configured,
+    configured: Configured,
     fleet: JoinHandle<()>,
 }
 
@@ -121,7 +114,7 @@ impl World {
             fleet.run(&mut incoming, &mut asked, std::future::pending()).await;
         });
         let published = Mutex::new((published, VecDeque::new()));
-        Self { keylime, events, requests, published, topics, _configured: configured, fleet }
+        Self { keylime, events, requests, published, topics, configured, fleet }
     }
 
     async fn passing() -> Self {
@@ -459,7 +452,7 @@ async fn a_bridge_that_restarts_needs_no_new_session_for_a_device_with_a_ticket(
     });
     let ticket = ticket.await;
     // another process with the same key file and the same verifier
-    let configured = &first._configured;
+    let configured = &first.configured;
     let checked = configured.check(&[]).unwrap();
     let (publish, published) = mpsc::unbounded_channel();
     let (events, incoming) = mpsc::channel(16);
@@ -476,7 +469,7 @@ async fn a_bridge_that_restarts_needs_no_new_session_for_a_device_with_a_ticket(
         requests,
         published: Mutex::new((published, VecDeque::new())),
         topics: Topics::default(),
-        _configured: Configured::at(&first.keylime),
+        configured: Configured::at(&first.keylime),
         fleet,
     };
     let Up::Ready(mut ready) = device.ready() else { panic!() };

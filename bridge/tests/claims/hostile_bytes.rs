@@ -1,15 +1,6 @@
 //! Whatever bytes come: no panic, and nothing changed is ever bound.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    reason = "a failing helper is a failing test"
-)]
 
-mod fixtures;
-
-use fixtures::{Quote, TestAk, bytes, device_pcrs, text};
+use crate::fixtures::{Quote, TestAk, bytes, device_pcrs, text};
 use keylime_mqtt_bridge::restore::{ImaReplay, ImaState, bind, replay_ima, replay_uefi};
 use keylime_mqtt_bridge::tpm::{AkPublic, Attest, Public, RsaSignature};
 use proptest::prelude::*;

@@ -1,12 +1,4 @@
 //! An HTTPS server that plays a script: no Keylime, but everything that Keylime, a proxy or an enemy in its place might answer
-#![allow(dead_code, unreachable_pub, missing_docs, reason = "each test file uses its part")]
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    reason = "a failing helper is a failing test"
-)]
 
 use keylime_mqtt_bridge::keylime::{EndpointSettings, trust_from_ca_file};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};

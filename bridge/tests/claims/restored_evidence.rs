@@ -1,15 +1,6 @@
 //! Claims about evidence: what is bound, what a log explains, and that restored bytes equal the originals.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    reason = "a failing helper is a failing test"
-)]
 
-mod fixtures;
-
-use fixtures::{DEVICES, Quote, TestAk, base64, bytes, device_pcrs, json, text};
+use crate::fixtures::{DEVICES, Quote, TestAk, base64, bytes, device_pcrs, json, text};
 use keylime_mqtt_bridge::restore::{
     ImaReplay, ImaState, UefiReplay, Unbound, Unexplained, bind, certified_name, pcr_blob, replay_ima,
     replay_uefi, verify_statement,

@@ -1,15 +1,6 @@
 //! Claims about which TPMs may register, with EK certificates of swtpm_localca as devices have them.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    reason = "a failing helper is a failing test"
-)]
 
-mod fixtures;
-
-use fixtures::{TestAk, bytes, path};
+use crate::fixtures::{TestAk, bytes, path};
 use keylime_mqtt_bridge::admission::{
     Admission, AdmissionError, AdmissionSettings, Claim, Decision, ek_hash,
 };

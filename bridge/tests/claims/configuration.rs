@@ -1,11 +1,6 @@
 //! Claims about the configuration: what is wrong is refused at start, with the key, the file and the remedy.
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a failing helper is a failing test")]
 
-mod configured;
-mod fixtures;
-mod scripted;
-
-use configured::Configured;
+use crate::configured::Configured;
 use keylime_mqtt_bridge::config::Config;
 use keylime_mqtt_bridge::status_socket::{StatusError, StatusSocket, ask};
 use std::fs;
@@ -16,7 +11,7 @@ use std::process::Command;
 fn good() -> Configured {
     let some = rcgen::generate_simple_self_signed(vec!["keylime".to_owned()]).unwrap();
     let configured =
-        Configured::with("https://localhost:8881", &fixtures::path("device-secure/ek_rootca.pem"));
+        Configured::with("https://localhost:8881", &crate::fixtures::path("device-secure/ek_rootca.pem"));
     fs::write(configured.path("some.pem"), some.cert.pem()).unwrap();
     configured
 }
@@ -34,11 +29,9 @@ fn every_key_of_the_example_is_known_and_every_default_is_as_it_says() {
     let text = fs::read_to_string(example).unwrap();
     let dir = tempfile::tempdir().unwrap();
     // the commented-out keys as well
-    let all: String = text
-        .lines()
-        .map(|line| line.strip_prefix("# ").filter(|rest| rest.contains(" = ")).unwrap_or(line))
-        .map(|line| format!("{line}\n"))
-        .collect();
+    let uncommented =
+        |line: &str| line.strip_prefix("# ").filter(|rest| rest.contains(" = ")).unwrap_or(line).to_owned();
+    let all = text.lines().map(uncommented).collect::<Vec<_>>().join("\n");
     let file = dir.path().join("all.toml");
     fs::write(&file, all).unwrap();
     let stated = Config::read(&file, &[]).unwrap();

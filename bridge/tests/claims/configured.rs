@@ -1,6 +1,4 @@
 //! A configuration file with all the files it names
-#![allow(dead_code, unreachable_pub, missing_docs, reason = "each test file uses its part")]
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a failing helper is a failing test")]
 
 use crate::fixtures::path;
 use crate::scripted::Scripted;

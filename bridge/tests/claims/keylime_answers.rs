@@ -1,22 +1,12 @@
 //! Claims about the REST client, against a scripted HTTPS server: each answer of Keylime has its meaning, and everything else none.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    reason = "a failing helper is a failing test"
-)]
 
-mod fixtures;
-mod scripted;
-
-use fixtures::{base64, bytes, json};
+use crate::fixtures::{base64, bytes, json};
+use crate::scripted::{Play, Scripted, answer, error};
 use keylime_mqtt_bridge::keylime::{
     Activation, AttestationStatus, Capabilities, EvidenceBody, EvidenceType, ImaSegment, Offered, Proved,
     Reason, Registrar, Registration, SessionOpening, SessionToken, StatusOutcome, Submission, Unavailable,
     Verifier, trust_from_ca_file,
 };
-use scripted::{Play, Scripted, answer, error};
 use std::time::Duration;
 use zeroize::Zeroizing;
 
