@@ -3,7 +3,7 @@
 //! Parsed once at start; a [`CheckedBroker`] cannot be wrong in a way that the files and the table show. Each
 //! error names the key, the file and the remedy, because the reader is an operator with a device in a field.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{fmt, path::PathBuf, sync::Arc};
 
 use rustls::ClientConfig;
 use rustls_pki_types::ServerName;
@@ -123,7 +123,7 @@ pub enum SettingsError {
 }
 
 /// Settings that were checked, with the certificates and the key read.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct CheckedBroker {
     pub(crate) settings: BrokerSettings,
     /// One for all connections, so that TLS sessions resume.
@@ -166,6 +166,13 @@ impl CheckedBroker {
     /// `host:port`, for log lines.
     pub fn address(&self) -> String {
         format!("{}:{}", self.settings.host, self.settings.port)
+    }
+}
+
+impl fmt::Debug for CheckedBroker {
+    /// Without the TLS configuration, which holds the private key.
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.debug_struct("CheckedBroker").field("settings", &self.settings).finish_non_exhaustive()
     }
 }
 
