@@ -29,6 +29,9 @@ const IN_FLIGHT: u16 = 20;
 /// It covers the default limits of brokers that have one (2 MB mosquitto 2.1, 1 MB EMQX, 128 KB AWS).
 const LARGEST_SKIPPED: usize = 4 * 1024 * 1024;
 
+/// A broker may be away so long before it is a warning: a restart takes less.
+const PATIENCE: Duration = Duration::from_secs(60);
+
 pub(crate) struct Driver {
     broker: CheckedBroker,
     options: MqttOptions,
@@ -108,6 +111,7 @@ impl Driver {
             Duration::from_secs(settings.reconnect_longest_seconds.into()),
         );
         let limits = connection::Limits::from(settings);
+        let mut away_since: Option<Instant> = None;
         loop {
             let ended = Connection::new(
                 &self.options,
@@ -125,26 +129,27 @@ impl Driver {
             };
             if lived.is_some_and(|lived| lived >= GOOD_CONNECTION) {
                 backoff.reset();
+                away_since = None;
             }
             let wait = if loss.lasts() { backoff.longest_wait() } else { backoff.next_wait() };
-            self.tell(&loss, wait);
+            let away = away_since.get_or_insert_with(Instant::now).elapsed();
+            self.tell(&loss, wait, away);
             if self.rests_until_stopped(wait).await {
                 return;
             }
         }
     }
 
-    fn tell(&self, loss: &Loss, wait: Duration) {
-        let reason = loss.to_string();
+    /// A link that drops now and then is what links do; one that stays away, or is refused, is for an operator.
+    fn tell(&self, loss: &Loss, wait: Duration, away: Duration) {
+        let (broker, reason) = (self.broker.address(), loss.to_string());
+        let next_attempt_seconds = wait.as_secs_f32();
         if self.stop.is_asked() {
-            info!(broker = self.broker.address(), reason, "connection lost while shutting down");
+            info!(broker, reason, "connection lost while shutting down");
+        } else if loss.lasts() || away >= PATIENCE {
+            warn!(broker, reason, next_attempt_seconds, "no connection");
         } else {
-            warn!(
-                broker = self.broker.address(),
-                reason,
-                next_attempt_seconds = wait.as_secs_f32(),
-                "no connection"
-            );
+            info!(broker, reason, next_attempt_seconds, "no connection");
         }
         self.inbox.push_always(LinkEvent::Disconnected { reason });
     }
