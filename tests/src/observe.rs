@@ -137,6 +137,11 @@ impl Observer {
         self.record.lock().seen.clone()
     }
 
+    /// Everything from `mark` on.
+    pub fn seen_from(&self, mark: usize) -> Vec<Seen> {
+        self.record.lock().seen.get(mark..).unwrap_or_default().to_vec()
+    }
+
     /// How many messages so far: a place to look on from.
     pub fn mark(&self) -> usize {
         self.record.lock().seen.len()

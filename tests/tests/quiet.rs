@@ -73,10 +73,10 @@ fn secrets(world: &World, device: &Device) -> Result<Vec<(&'static str, Vec<u8>)
         if seen.topic == format!("keylime/v1/{}/challenge", device.id()) {
             match unpack_down(&seen.payload)?.question {
                 Question::Credential(message) => {
-                    secrets.push(("credential", message.blob.as_slice().to_vec()))
+                    secrets.push(("credential", message.blob.as_slice().to_vec()));
                 }
                 Question::Prove(message) => {
-                    secrets.push(("session nonce", message.nonce.as_bytes().to_vec()))
+                    secrets.push(("session nonce", message.nonce.as_bytes().to_vec()));
                 }
                 Question::Challenge(message) => {
                     secrets.push(("nonce", message.nonce.as_bytes().to_vec()));
