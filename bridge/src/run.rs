@@ -63,10 +63,8 @@ pub async fn run(checked: Checked) -> Result<(), RunError> {
         client_id,
         "bridge starts"
     );
-    if checked.config.registrar.danger_plaintext_registrar {
-        tracing::info!(
-            "danger_plaintext_registrar: whoever is on the way to the registrar can enrol a TPM of their own"
-        );
+    for danger in dangers(&checked) {
+        tracing::info!("{danger}");
     }
     let (link, mut incoming) = connect(checked.broker.clone(), client_id, Some(will), filters(&checked));
     let mut fleet = Fleet::new(checked, link.clone()).announced_as(status_topic.clone(), online);
@@ -85,6 +83,18 @@ pub async fn run(checked: Checked) -> Result<(), RunError> {
     link.shutdown().await;
     tracing::info!("bridge stopped");
     Ok(())
+}
+
+/// What the operator has chosen, said at each start
+fn dangers(checked: &Checked) -> impl Iterator<Item = &'static str> {
+    let config = &checked.config;
+    let plaintext = config.registrar.danger_plaintext_registrar.then_some(
+        "danger_plaintext_registrar: whoever is on the way to the registrar can enrol a TPM of their own",
+    );
+    let any_id = config.admission.danger_any_id_of_trusted_ca.then_some(
+        "danger_any_id_of_trusted_ca: any TPM of a trusted maker can take any id that is not in the list",
+    );
+    plaintext.into_iter().chain(any_id)
 }
 
 /// One name per bridge: two clients of one id throw each other out of the broker for ever

@@ -21,12 +21,19 @@ pub(super) struct Device {
     /// Last time it sent anything
     pub(super) heard: Time,
     /// Since when Keylime does not answer for it
-    pub(super) setback_since: Option<Time>,
+    pub(super) setback: Option<Setback>,
     /// The last verdict published, and what it waits for
     pub(super) verdict: Option<Verdict>,
     pub(super) waiting: Option<(String, u64)>,
     /// A result that the broker's queue had no room for
     pub(super) unpublished: Option<Report>,
+}
+
+/// A time in which Keylime does not answer for a device
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Setback {
+    pub(super) since: Time,
+    pub(super) last: Time,
 }
 
 impl Device {
@@ -38,7 +45,7 @@ impl Device {
             memory: Memory::default(),
             timer: None,
             heard: now,
-            setback_since: None,
+            setback: None,
             verdict: None,
             waiting: None,
             unpublished: None,

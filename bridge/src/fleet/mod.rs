@@ -15,6 +15,7 @@ mod broker;
 mod device;
 mod inbound;
 mod incoming;
+mod lifetimes;
 mod outcome;
 mod outgoing;
 mod report;

@@ -6,7 +6,8 @@ use crate::keylime::{
 };
 use keylime_mqtt_schemas::exchange::Time;
 use keylime_mqtt_schemas::exchange::relay::{
-    Activated, Offer, Offered, Proven, Requested, Session, Standing, Status, Submitted, Unavailable,
+    Activated, Command, Done, Offer, Offered, Proven, Registered, Requested, Restoring, Session, Standing,
+    Status, Submitted, Unavailable,
 };
 use keylime_mqtt_schemas::messages::{Nonce, PcrMask, Verdict};
 use std::time::Duration;
@@ -134,6 +135,38 @@ pub(super) fn submitted(submission: Submission) -> Submitted {
         Submission::Invalid { detail } => Submitted::Invalid(detail),
         Submission::Unavailable(no_answer) => Submitted::Unavailable(unavailable(no_answer)),
     }
+}
+
+/// The answer to a command whose execution failed
+pub(super) fn broken(command: &Command) -> Option<Done> {
+    let unavailable = Unavailable { retry_after: None };
+    Some(match command {
+        Command::Register(_) => Done::Registered(Registered::Unavailable(unavailable)),
+        Command::Activate { .. } => Done::Activated(Activated::Unavailable(unavailable)),
+        Command::OpenSession { .. } => Done::Session(Session::Unavailable(unavailable)),
+        Command::Prove { .. } => Done::Proven(Proven::Unavailable(unavailable)),
+        Command::CheckStatement { .. } => Done::StatementChecked(false),
+        Command::ReadStatus { .. } => Done::Status(Status::Unavailable(unavailable)),
+        Command::Offer { .. } => Done::Offered(Offered::Unavailable(unavailable)),
+        Command::FindUefi(_) => Done::UefiFound(false),
+        Command::KeepUefi(..) => return None,
+        Command::Restore { .. } => Done::Restored(Restoring::Unbound("restoring it failed in the bridge")),
+        Command::Submit { .. } => Done::Submitted(Submitted::Unavailable(unavailable)),
+    })
+}
+
+/// Whether Keylime gave no usable answer
+pub(super) fn is_unavailable(done: &Done) -> bool {
+    matches!(
+        done,
+        Done::Registered(Registered::Unavailable(_))
+            | Done::Activated(Activated::Unavailable(_))
+            | Done::Session(Session::Unavailable(_))
+            | Done::Proven(Proven::Unavailable(_))
+            | Done::Status(Status::Unavailable(_))
+            | Done::Offered(Offered::Unavailable(_))
+            | Done::Submitted(Submitted::Unavailable(_))
+    )
 }
 
 /// Never less than half, however short Keylime makes it

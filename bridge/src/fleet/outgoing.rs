@@ -3,8 +3,9 @@
 //! Invariant: nothing here waits. A command's task always reports back, even if the code that carries it out fails.
 
 use super::broker::{Outbox, Unsent};
+use super::device::Setback;
+use super::outcome::{broken, is_unavailable};
 use super::report::result_of;
-use super::services::{broken, is_unavailable};
 use super::{Finished, Fleet};
 use keylime_mqtt_schemas::AgentId;
 use keylime_mqtt_schemas::exchange::Time;
@@ -60,7 +61,7 @@ impl<O: Outbox> Fleet<O> {
             device.memory.uefi = None;
         }
         if !is_unavailable(&done) {
-            device.setback_since = None;
+            device.setback = None;
         }
         self.drive(&id, Input::Done(done), now);
     }
@@ -95,7 +96,7 @@ impl<O: Outbox> Fleet<O> {
             Notice::Setback { what, wait } => {
                 tracing::debug!(agent = %id, what, ?wait, "Keylime did not answer");
                 if let Some(device) = self.devices.get_mut(id) {
-                    device.setback_since.get_or_insert(now);
+                    device.setback.get_or_insert(Setback { since: now, last: now }).last = now;
                 }
                 if !self.in_trouble {
                     self.in_trouble = true;

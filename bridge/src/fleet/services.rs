@@ -4,6 +4,7 @@
 //! that carries it out fails. At most as many requests are under way at the verifier as there are connections to it, and
 //! computing is done on threads of its own, so that no device waits for another's logs.
 
+use super::lifetimes::Lifetimes;
 use super::outcome;
 use super::report::{Admitted, unix_now};
 use super::restoring::{Job, restore};
@@ -12,7 +13,7 @@ use crate::admission::{Admission, Claim, Decision};
 use crate::config::Checked;
 use crate::keylime::{
     Capabilities, EvidenceBody, ImaSegment, Proved, Registrar, Registration, SessionOpening, SessionToken,
-    Verifier,
+    Submission, Verifier,
 };
 use crate::restore::{certified_name, verify_statement};
 use crate::session_budget::{Budget, SessionBudget, Standing};
@@ -21,8 +22,8 @@ use crate::tpm::AkPublic;
 use keylime_mqtt_schemas::AgentId;
 use keylime_mqtt_schemas::exchange::Time;
 use keylime_mqtt_schemas::exchange::relay::{
-    Activated, Command, Done, Facts, Offer, Offered, OpenedTicket, Proven, Registered, Restored, Restoring,
-    Session, Status, Submitted, Token, Unavailable,
+    Command, Done, Facts, Offer, Offered, OpenedTicket, Proven, Registered, Restored, Restoring, Session,
+    Status, Submitted, Token, Unavailable,
 };
 use keylime_mqtt_schemas::messages::{AkName, Bounded, Digest, Enrol, RefusedReason, Signed};
 use rustls_pki_types::UnixTime;
@@ -48,6 +49,7 @@ pub(super) struct Services {
     at_verifier: Semaphore,
     at_registrar: Semaphore,
     restoring: Semaphore,
+    lifetimes: Lifetimes,
     started: Instant,
 }
 
@@ -71,6 +73,7 @@ impl Services {
             at_verifier: Semaphore::new(verifier.connections),
             at_registrar: Semaphore::new(verifier.connections),
             restoring: Semaphore::new(RESTORATIONS),
+            lifetimes: Lifetimes::default(),
             uefi: UefiCache::new(checked.config.limits.uefi_cache_bytes),
             budget: Mutex::new(budget),
             admission: Mutex::new(checked.admission),
@@ -216,7 +219,8 @@ impl Services {
         let (attest, signature) = (proof.attest.as_slice(), proof.signature.as_slice());
         let proved = self.verifier.prove(id.as_str(), session, attest, signature).await;
         match proved {
-            Proved::Token { token, .. } => {
+            Proved::Token { token, good_for } => {
+                self.lifetimes.session(good_for);
                 lock(&self.budget).proof_passed(id.as_str());
                 let name = certified_name(attest).ok();
                 match name.and_then(|name| AkName::try_from(name.as_slice()).ok()) {
@@ -310,45 +314,17 @@ impl Services {
         };
         let _turn = turn(&self.at_verifier).await;
         let order = outcome::order(offer);
-        outcome::submitted(self.verifier.submit(id.as_str(), &token, offer.index, &evidence, &order).await)
+        let submission = self.verifier.submit(id.as_str(), &token, offer.index, &evidence, &order).await;
+        if let Submission::Accepted { seconds_to_next: Some(seconds) } = submission {
+            self.lifetimes.interval(seconds);
+        }
+        outcome::submitted(submission)
     }
 
     fn uefi_log(&self, digest: &Digest, memory: &Memory) -> Option<Arc<Vec<u8>>> {
         let held = memory.uefi.as_ref().filter(|(held, _)| held == digest).map(|(_, log)| Arc::clone(log));
         held.or_else(|| self.uefi.find(digest))
     }
-}
-
-/// The answer to a command whose execution failed
-pub(super) fn broken(command: &Command) -> Option<Done> {
-    let unavailable = Unavailable { retry_after: None };
-    Some(match command {
-        Command::Register(_) => Done::Registered(Registered::Unavailable(unavailable)),
-        Command::Activate { .. } => Done::Activated(Activated::Unavailable(unavailable)),
-        Command::OpenSession { .. } => Done::Session(Session::Unavailable(unavailable)),
-        Command::Prove { .. } => Done::Proven(Proven::Unavailable(unavailable)),
-        Command::CheckStatement { .. } => Done::StatementChecked(false),
-        Command::ReadStatus { .. } => Done::Status(Status::Unavailable(unavailable)),
-        Command::Offer { .. } => Done::Offered(Offered::Unavailable(unavailable)),
-        Command::FindUefi(_) => Done::UefiFound(false),
-        Command::KeepUefi(..) => return None,
-        Command::Restore { .. } => Done::Restored(Restoring::Unbound("restoring it failed in the bridge")),
-        Command::Submit { .. } => Done::Submitted(Submitted::Unavailable(unavailable)),
-    })
-}
-
-/// Whether Keylime gave no usable answer
-pub(super) fn is_unavailable(done: &Done) -> bool {
-    matches!(
-        done,
-        Done::Registered(Registered::Unavailable(_))
-            | Done::Activated(Activated::Unavailable(_))
-            | Done::Session(Session::Unavailable(_))
-            | Done::Proven(Proven::Unavailable(_))
-            | Done::Status(Status::Unavailable(_))
-            | Done::Offered(Offered::Unavailable(_))
-            | Done::Submitted(Submitted::Unavailable(_))
-    )
 }
 
 fn statement_holds(statement: &Signed, expected: &Digest, ak_public: &[u8]) -> bool {

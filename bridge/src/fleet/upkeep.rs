@@ -5,6 +5,9 @@ use super::{Fleet, PATIENCE, Snapshot, SnapshotRequest};
 use keylime_mqtt_schemas::exchange::Time;
 use std::time::Duration;
 
+/// A device for which Keylime is tried is tried at least this often
+const SETBACK_MEMORY: Duration = Duration::from_secs(150);
+
 impl<O: Outbox> Fleet<O> {
     pub(super) fn answer(&mut self, request: SnapshotRequest) {
         let mut waiting: Vec<_> = self.devices.iter().filter_map(|(id, device)| device.waiting(id)).collect();
@@ -33,9 +36,11 @@ impl<O: Outbox> Fleet<O> {
                 self.refusals.count("message", "its fragments never completed");
             }
             held += device.held();
-            if let Some(since) = device.setback_since {
+            // a device that has gone away since has no trouble any more
+            device.setback.take_if(|setback| now.saturating_sub(setback.last) > SETBACK_MEMORY);
+            if let Some(setback) = device.setback {
                 troubled += 1;
-                longest = longest.max(now.saturating_sub(since));
+                longest = longest.max(setback.last.saturating_sub(setback.since));
             }
             if let Some(report) = device.unpublished.take() {
                 unpublished.push((id.clone(), report));

@@ -57,8 +57,8 @@ pub enum Proved {
     Token {
         /// The agent's token
         token: SessionToken,
-        /// When it ends unless an attestation passes, Unix seconds
-        expires_at: i64,
+        /// How long it lives unless an attestation passes, by the verifier's own clock: its `session_lifetime`
+        good_for: Duration,
     },
     /// `fail` without a reason: the agent is not enrolled at this verifier, or the nonce was too old
     NotEnrolled,
@@ -120,6 +120,8 @@ struct Evaluated {
     evaluation: Evaluation,
     #[serde(default)]
     token: Option<String>,
+    #[serde(default)]
+    response_received_at: Option<String>,
     #[serde(default)]
     token_expires_at: Option<String>,
 }
@@ -226,8 +228,9 @@ fn parse_evaluated(answer: &Answer) -> Result<Proved, Reason> {
         Evaluation::Pass => {
             let token = SessionToken::new(Zeroizing::new(evaluated.token.ok_or(Reason::Garbage)?))
                 .map_err(|_| Reason::Garbage)?;
-            let expires_at = parse_time(&evaluated.token_expires_at.ok_or(Reason::Garbage)?)?;
-            Ok(Proved::Token { token, expires_at })
+            let from = evaluated.response_received_at.ok_or(Reason::Garbage)?;
+            let to = evaluated.token_expires_at.ok_or(Reason::Garbage)?;
+            Ok(Proved::Token { token, good_for: lifetime(&from, &to)? })
         }
     }
 }
@@ -248,6 +251,6 @@ pub(super) fn lifetime(from: &str, to: &str) -> Result<Duration, Reason> {
 }
 
 /// An ISO 8601 time with offset, as Unix seconds
-pub(super) fn parse_time(text: &str) -> Result<i64, Reason> {
+fn parse_time(text: &str) -> Result<i64, Reason> {
     text.parse::<Timestamp>().map(Timestamp::as_second).map_err(|_| Reason::Garbage)
 }

@@ -144,9 +144,9 @@ async fn a_session_is_opened_and_proven_as_keylimes_own_agent_does() {
     let proof = &json("keylime/evidence.json")["proof"];
     let (message, signature) = (base64(&proof["message"]), base64(&proof["signature"]));
     let proved = verifier.prove(ID, &opened.session_id, &message, &signature).await;
-    let Proved::Token { token, expires_at } = proved else { panic!("{proved:?}") };
+    let Proved::Token { token, good_for } = proved else { panic!("{proved:?}") };
     assert!(token.expose().starts_with("7bef2d25"));
-    assert_eq!(expires_at, 1_795_466_785);
+    assert_eq!(good_for, Duration::from_secs(180));
     let [opening, proving] = <[_; 2]>::try_from(server.seen()).unwrap();
     assert_eq!(opening.line, "POST /v3.0/sessions HTTP/1.1");
     let expected = format!(
