@@ -9,7 +9,7 @@ async fn main() -> ExitCode {
     match Cli::parse().execute().await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("keylime-mqtt-bridge: {error:#}");
+            eprintln!("keylime-mqtt-bridge: {error}");
             ExitCode::FAILURE
         }
     }
