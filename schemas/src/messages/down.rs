@@ -208,7 +208,7 @@ impl fmt::Display for LaterReason {
                 "waiting for the operator: the verifier has no policy for this device; give it a tpm_policy, a runtime policy or a measured boot policy"
             }
             Self::Keylime => "Keylime does not answer the bridge; it is tried again",
-            Self::Busy => "many devices start at once; each has its turn",
+            Self::Busy => "the bridge keeps to Keylime's limit on new sessions; each device has its turn",
             Self::Rebooted => {
                 "rebooted, needs re-adding: with a runtime policy Keylime fails a device after a reboot until keylime_tenant -c update"
             }
