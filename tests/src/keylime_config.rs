@@ -23,8 +23,6 @@ pub struct KeylimeSettings {
     pub sessions_per_agent: u32,
     /// Seconds that a session's token lasts.
     pub session_lifetime: u32,
-    /// What judges UEFI logs: `accept-all` (PCRs must match the log, any log will do), or `example`.
-    pub measured_boot_policy: String,
     /// The servers' certificate and key, where it is not to be Keylime's own.
     pub server_certificate: Option<(PathBuf, PathBuf)>,
 }
@@ -38,7 +36,6 @@ impl Default for KeylimeSettings {
             sessions_per_ip: 50,
             sessions_per_agent: 15,
             session_lifetime: 180,
-            measured_boot_policy: "accept-all".to_owned(),
             server_certificate: None,
         }
     }
@@ -79,7 +76,6 @@ fn verifier(settings: &KeylimeSettings, ports: KeylimePorts) -> String {
         sessions_per_ip,
         sessions_per_agent,
         session_lifetime,
-        measured_boot_policy,
         ..
     } = settings;
     let auto_recover = if settings.auto_recover { "True" } else { "False" };
@@ -116,7 +112,7 @@ max_retries = 5
 quote_interval = {quote_interval}
 max_upload_size = 104857600
 request_timeout = 60.0
-measured_boot_policy_name = {measured_boot_policy}
+measured_boot_policy_name = accept-all
 measured_boot_imports = []
 measured_boot_evaluate = once
 severity_labels = ["info", "notice", "warning", "error", "critical", "alert", "emergency"]

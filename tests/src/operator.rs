@@ -91,7 +91,7 @@ impl Keylime {
         }))
     }
 
-    /// `keylime-policy create measured-boot`: the policy of Keylime's `example` for one UEFI log.
+    /// `keylime-policy create measured-boot`: a policy for one UEFI log.
     pub fn measured_boot_policy(&self, log: &crate::measured_boot::UefiLog) -> Result<Value> {
         let file = self.policy_file("uefi", log.bytes())?;
         let policy = file.with_extension("policy.json");

@@ -5,7 +5,6 @@ use keylime_mqtt_schemas::messages::Verdict;
 use keylime_mqtt_tests::broker::BrokerKind;
 use keylime_mqtt_tests::device::{Device, DeviceSettings};
 use keylime_mqtt_tests::ima::runtime_policy;
-use keylime_mqtt_tests::keylime_config::KeylimeSettings;
 use keylime_mqtt_tests::measured_boot::UefiLog;
 use keylime_mqtt_tests::on_each_broker;
 use keylime_mqtt_tests::operator::Policies;
@@ -83,11 +82,7 @@ fn a_device_passes_an_ima_policy() -> Result<()> {
 
 #[test]
 fn a_device_passes_a_measured_boot_policy_made_from_its_log() -> Result<()> {
-    let settings = WorldSettings {
-        keylime: KeylimeSettings { measured_boot_policy: "example".to_owned(), ..KeylimeSettings::default() },
-        ..WorldSettings::default()
-    };
-    let world = World::start(&settings)?;
+    let world = World::on_mosquitto()?;
     let policy = world.keylime.measured_boot_policy(&UefiLog::secure_boot()?)?;
     let policies = Policies { measured_boot: Some(policy), ..Policies::default() };
     let device = world.passing_device("secure", DeviceSettings::with_measured_boot()?, &policies)?;

@@ -9,7 +9,7 @@ use keylime_mqtt_schemas::messages::Verdict;
 use keylime_mqtt_tests::device::{Device, DeviceSettings, Reboot};
 use keylime_mqtt_tests::measured_boot::UefiLog;
 use keylime_mqtt_tests::operator::Policies;
-use keylime_mqtt_tests::world::{World, WorldSettings};
+use keylime_mqtt_tests::world::{ALLOWED_PROGRAMS, World, WorldSettings};
 
 /// Policies that compare no IMA list: the device is back by itself.
 fn survives(how: Reboot, settings: DeviceSettings, policies: &Policies) -> Result<()> {
@@ -113,12 +113,20 @@ fn keylime_itself_fails_an_ima_policy_after_a_reboot_and_an_update_mends_it() ->
     };
     let world = World::start(&settings)?;
     let mut device = world.passing_device("rebooting", DeviceSettings::with_ima(), &Policies::ima())?;
+    for program in ALLOWED_PROGRAMS {
+        device.run_program(program)?;
+    }
+    world.passes_anew(&device)?;
     let mark = world.observer()?.mark();
     device.reboot(Reboot::Orderly)?;
     world.verdict_from(mark, &device, Verdict::Fail)?;
     world.keylime_says(&device, "FAIL")?;
+    // The new list does replay to the new PCR 10; the verifier begins its replay at the old one. Which of the two
+    // it says depends on the lengths of the lists.
     let log = world.keylime.verifier_log();
-    assert!(log.contains("IMA measurement list does not match TPM PCR"), "failed for another reason:\n{log}");
+    let words =
+        ["IMA measurement list does not match TPM PCR", "PCR quote did not make progress to catch up"];
+    assert!(words.iter().any(|words| log.contains(words)), "failed for another reason:\n{}", world.tails());
     let mark = world.observer()?.mark();
     world.keylime.update(device.id(), &Policies::ima())?;
     world.verdict_from(mark, &device, Verdict::Pass)?;
