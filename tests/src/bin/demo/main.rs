@@ -50,9 +50,8 @@ fn main() -> Result<()> {
     table.watch_until(PATIENCE, "the tampered device fails", |table| {
         table.verdict(&id) == Some(Verdict::Fail)
     })?;
-    step(&format!(
-        "{id} fails; an operator looks at the verifier's log, mends it, and runs keylime_tenant -c update"
-    ));
+    step(&format!("{id} fails. The operator reads in the verifier's log:"));
+    println!("    {}", cause(&world.keylime.verifier_log()));
 
     if once {
         table.watch_for(CALM_ONCE)?;
@@ -66,6 +65,12 @@ fn main() -> Result<()> {
     loop {
         table.watch_for(PATIENCE)?;
     }
+}
+
+/// Keylime's line about the program, or where to look for one.
+fn cause(log: &str) -> &str {
+    let line = log.lines().rfind(|line| line.contains(FOREIGN_PROGRAM));
+    line.and_then(|line| line.split_once(" - keylime.")).map_or("nothing yet", |(_, text)| text)
 }
 
 fn step(text: &str) {

@@ -1,7 +1,8 @@
 //! What the viewer sees: redrawn in place on a terminal, plain lines elsewhere.
 //!
 //! Everything in it comes from the broker, as any relying party could read it. Bytes are those of the MQTT messages
-//! (topic and payload), without TLS and TCP.
+//! (topic and payload), without TLS and TCP. No line is wider than 80 columns, and on a narrower terminal lines are
+//! cut, for a line that the terminal wraps would break the redrawing.
 
 use crate::TICK;
 use crate::fleet::Fleet;
@@ -14,6 +15,9 @@ use std::time::{Duration, Instant};
 
 /// Without a terminal the whole table is printed this often.
 const PRINT_EVERY: Duration = Duration::from_secs(5);
+
+/// Columns for a reason, which stands indented below its device.
+const REASON_WIDTH: usize = 76;
 
 /// One device of the table.
 struct Row {
@@ -121,16 +125,22 @@ impl<'a> Table<'a> {
         }
         self.printed = Some(Instant::now());
         let mut lines = vec![format!(
-            "{:<10} {:<8} {:>6} {:>13} {:>10} {:>10}  {}",
-            "device", "result", "age", "attestations", "sent B", "received B", ""
+            "{:<10} {:<8} {:>8} {:>12} {:>12} {:>12}",
+            "device", "result", "age", "attestations", "bytes up", "bytes down"
         )];
-        lines.extend(self.rows.iter().map(|row| row.line(self.terminal)));
+        lines.extend(self.rows.iter().flat_map(|row| row.lines(self.terminal)));
         let mut out = std::io::stdout().lock();
         if self.terminal && self.drawn > 0 {
             // Up to the first line, and clear from there.
             write!(out, "\x1b[{}A\x1b[J", self.drawn)?;
         }
-        writeln!(out, "{}", lines.join("\n"))?;
+        let text = lines.join("\n");
+        if self.terminal {
+            // Wrapping off, and on again.
+            writeln!(out, "\x1b[?7l{text}\x1b[?7h")?;
+        } else {
+            writeln!(out, "{text}")?;
+        }
         self.drawn = lines.len();
         Ok(out.flush()?)
     }
@@ -169,14 +179,14 @@ impl Row {
         changed
     }
 
-    fn line(&self, colour: bool) -> String {
+    fn lines(&self, colour: bool) -> Vec<String> {
         let (word, age, count, reason) = match &self.result {
-            None => ("-".to_owned(), "-".to_owned(), 0, String::new()),
+            None => ("-".to_owned(), "-".to_owned(), 0, ""),
             Some((result, at)) => (
                 format!("{:?}", result.verdict).to_uppercase(),
                 format!("{} s", at.elapsed().as_secs()),
                 result.attestation_count.unwrap_or_default(),
-                result.reason.clone().unwrap_or_default(),
+                result.reason.as_deref().unwrap_or_default(),
             ),
         };
         let paint = match self.verdict() {
@@ -184,11 +194,25 @@ impl Row {
             Some(Verdict::Fail | Verdict::Timeout) if colour => ("\x1b[1;31m", "\x1b[0m"),
             _ => ("", ""),
         };
-        // A reason longer than the line would break the redrawing.
-        let reason: String = reason.chars().take(48).collect();
-        format!(
-            "{:<10} {}{word:<8}{} {age:>6} {count:>13} {:>10} {:>10}  {reason}",
+        let first = format!(
+            "{:<10} {}{word:<8}{} {age:>8} {count:>12} {:>12} {:>12}",
             self.id, paint.0, paint.1, self.sent, self.received
-        )
+        );
+        std::iter::once(first).chain(wrapped(reason).into_iter().map(|line| format!("    {line}"))).collect()
     }
+}
+
+/// At the spaces, into lines of [`REASON_WIDTH`].
+fn wrapped(text: &str) -> Vec<String> {
+    let mut lines: Vec<String> = Vec::new();
+    for word in text.split_whitespace() {
+        match lines.last_mut() {
+            Some(line) if line.chars().count() + 1 + word.chars().count() <= REASON_WIDTH => {
+                line.push(' ');
+                line.push_str(word);
+            }
+            _ => lines.push(word.to_owned()),
+        }
+    }
+    lines
 }
