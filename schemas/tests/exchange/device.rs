@@ -5,9 +5,10 @@ use std::sync::OnceLock;
 
 use keylime_mqtt_schemas::AgentId;
 use keylime_mqtt_schemas::exchange::attester::{Done, Work};
+use keylime_mqtt_schemas::messages::limits::MAX_INLINE_IMA;
 use keylime_mqtt_schemas::messages::{
-    Activation, AkName, Blob, BootMarker, Digest, Enrol, Evidence, ImaSegment, LogKind, Need, Nonce, PcrMask,
-    Proof as ProofMessage, Ready, Signed, Statement, UefiLog,
+    Activation, AkName, Blob, BootMarker, Digest, Enrol, Evidence, ImaSegment, LogKind, Need, Nonce, NotYet,
+    NotYetReason, PcrMask, Proof as ProofMessage, Ready, Signed, Statement, UefiLog,
 };
 use keylime_mqtt_schemas::statement::{boot_statement, evidence_statement};
 
@@ -132,6 +133,11 @@ impl Device {
                 signed: self.sign(CERTIFY, prove.nonce.as_bytes(), &[], &Digest::of(&[])),
             }),
             Work::Collect(challenge) if challenge.boot != self.marker() => Done::Rebooted,
+            Work::Collect(challenge)
+                if challenge.ima_offset.is_some_and(|from| self.lines_from(from).len() > MAX_INLINE_IMA) =>
+            {
+                Done::NotYet(NotYet { tag: challenge.nonce.tag(), reason: NotYetReason::Log, seconds: 10 })
+            }
             Work::Collect(challenge) => Done::Collected(Evidence {
                 tag: challenge.nonce.tag(),
                 quote: self.sign(QUOTE, challenge.nonce.as_bytes(), &pcrs, &whole()),
@@ -273,7 +279,7 @@ pub(crate) fn bound(evidence: &Evidence, nonce: &Nonce, ak_public: &[u8]) -> Opt
 /// the model's habit of numbering each line with its place in the log.
 pub(crate) fn explains(offset: u64, lines: &[u8], quote: &Quote) -> bool {
     static WHOLE: OnceLock<Vec<u8>> = OnceLock::new();
-    let whole = WHOLE.get_or_init(|| log(0..2000));
+    let whole = WHOLE.get_or_init(|| log(0..8000));
     let before = &whole[..usize::try_from(offset).unwrap() * LINE];
     quote.ima == Digest::of(&[before, lines, &[0]])
 }

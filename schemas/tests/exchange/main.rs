@@ -15,4 +15,5 @@ mod device;
 mod flows;
 mod keylime;
 mod lies;
+mod review;
 mod world;

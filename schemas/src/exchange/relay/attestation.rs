@@ -10,12 +10,15 @@ use super::{Notice, Relay, Time, doubled, whole_seconds};
 use crate::codec;
 use crate::exchange::attester::lines;
 use crate::messages::{
-    Challenge, Digest, Evidence, LaterReason, NotYet, Question, RefusedReason, State, Statement, Up, Verdict,
+    Challenge, Digest, Evidence, LaterReason, NotYet, NotYetReason, Question, RefusedReason, State,
+    Statement, Up, Verdict,
 };
 use crate::statement::evidence_statement;
 
 /// Two requests for one device met at the verifier; it is free again at once.
 const CONFLICT_WAIT: Duration = Duration::from_secs(1);
+/// When the verifier says that it is too early and not for how long.
+const LEAST_EARLY: Duration = Duration::from_secs(1);
 /// Evidence that cannot be used is asked for again at least this often.
 const SPOILED_CAP: Duration = Duration::from_secs(60);
 /// A device hearing nothing for less than this has no reason to worry.
@@ -34,6 +37,7 @@ impl Relay {
                 self.setbacks = 0;
                 self.waits = 0;
                 self.fresh_token = false;
+                self.offered_at = Some(now);
                 self.opened(offer, now);
             }
             Offered::NothingRequested => self.wait_for_operator(LaterReason::NoPolicy),
@@ -43,6 +47,7 @@ impl Relay {
             }
             Offered::NotEnrolled => self.not_enrolled(),
             Offered::Early(wait) => {
+                let wait = wait.max(LEAST_EARLY);
                 if self.owes {
                     self.accepted(wait);
                 }
@@ -187,12 +192,17 @@ impl Relay {
         self.dropped(kind, why);
         self.spoiled += 1;
         if self.spoiled % 2 == 1 {
-            self.ask(offer, now);
+            self.gather_ima_or_ask(offer, now);
         } else {
-            let wait = doubled(Duration::from_secs(1), self.spoiled / 2, SPOILED_CAP);
-            self.phase = Phase::Idle;
-            self.later(wait, LaterReason::Unusable);
+            self.anew_later();
         }
+    }
+
+    /// Anew after a while, longer each time: every try costs the device a message and the verifier a record.
+    pub(super) fn anew_later(&mut self) {
+        let wait = doubled(Duration::from_secs(1), self.spoiled / 2, SPOILED_CAP);
+        self.phase = Phase::Idle;
+        self.later(wait, LaterReason::Unusable);
     }
 
     fn ask_to_state(&mut self, offer: Offer, evidence: &Evidence, restored: Box<Restored>, now: Time) {
@@ -244,22 +254,31 @@ impl Relay {
         if good {
             self.submit(Unsubmitted { offer, restored, ima: None }, now);
         } else {
+            // what was gathered before the quote may be what was changed
+            self.gathered = None;
             self.spoiled(offer, "Statement", "it does not verify under the AK", now);
         }
     }
 
     pub(super) fn not_yet(&mut self, not_yet: NotYet, now: Time) {
         let wait = Duration::from_secs(u64::from(not_yet.seconds)).clamp(CONFLICT_WAIT, LONGEST_NOT_YET);
+        // with the patience of a first question, however often it was put off before
+        let postponed = self.repeat(now).postponed(now + wait);
         match &mut self.phase {
             Phase::AwaitEvidence { offer, repeat, told } if offer.nonce.tag() == not_yet.tag => {
-                *repeat = repeat.postponed(now + wait);
+                *repeat = postponed;
                 *told = true;
+                if not_yet.reason == NotYetReason::Log && offer.ima_offset().is_some() {
+                    // the log may have grown beyond what one message carries: its length comes with a Ready
+                    *repeat = postponed.postponed(now + wait * 2);
+                    self.later(wait, LaterReason::Again);
+                }
             }
             Phase::AwaitStatement { offer, repeat, .. } if offer.nonce.tag() == not_yet.tag => {
-                *repeat = repeat.postponed(now + wait);
+                *repeat = postponed;
             }
             Phase::AwaitProof { nonce, repeat, .. } if nonce.tag() == not_yet.tag => {
-                *repeat = repeat.postponed(now + wait);
+                *repeat = postponed;
             }
             _ => return self.dropped("NotYet", "no question with this tag is open"),
         }
@@ -301,9 +320,7 @@ impl Relay {
             Submitted::Invalid(detail) => {
                 self.notice(Notice::Invalid { what: "evidence", detail });
                 self.spoiled += 2;
-                let wait = doubled(Duration::from_secs(1), self.spoiled / 2, SPOILED_CAP);
-                self.phase = Phase::Idle;
-                self.later(wait, LaterReason::Unusable);
+                self.anew_later();
             }
             Submitted::Unavailable(unavailable) if unsubmitted.offer.expires_at > now => {
                 self.setback("evidence", Retry::Submit(unsubmitted), unavailable, now);
@@ -317,6 +334,7 @@ impl Relay {
         self.setbacks = 0;
         self.spoiled = 0;
         self.fresh_token = false;
+        self.offered_at = None;
         let Unsubmitted { offer, restored, ima } = unsubmitted;
         if let (Some(facts), Some(from)) = (&mut self.facts, offer.ima_offset()) {
             let known = from + restored.ima.as_deref().map_or(0, lines);

@@ -8,7 +8,7 @@ use super::port::{Command, Offer};
 use super::{Relay, Time};
 use crate::exchange::attester::lines;
 use crate::messages::limits::MAX_UEFI_LOG;
-use crate::messages::{Blob, Digest, LaterReason, LogKind, Need, Question, RefusedReason};
+use crate::messages::{Blob, Digest, LogKind, Need, Question, RefusedReason};
 
 /// Above so many lines (some 64 KiB) the IMA log travels before the quote, in parts that survive a cut.
 const BULK_LINES: u64 = 300;
@@ -127,8 +127,8 @@ impl Relay {
         } else {
             self.dropped("Blob", "the UEFI log does not have the digest that was announced");
             self.facts = None;
-            self.phase = Phase::Idle;
-            self.later(std::time::Duration::from_secs(1), LaterReason::Unusable);
+            self.spoiled += 2;
+            self.anew_later();
         }
     }
 
@@ -137,6 +137,10 @@ impl Relay {
         if part.last().is_some_and(|byte| *byte != b'\n') {
             self.phase = Phase::Gather(gather);
             return self.dropped("Blob", "an IMA part that is not whole lines");
+        }
+        if gathered.next + lines(part) > gather.upto {
+            self.phase = Phase::Gather(gather);
+            return self.dropped("Blob", "more IMA lines than were asked for");
         }
         if gathered.lines.len() + part.len() > MAX_HELD_IMA {
             self.dropped("Blob", "more of an IMA log than a bridge holds");

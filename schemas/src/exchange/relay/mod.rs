@@ -41,6 +41,8 @@ const SETBACK_FIRST: Duration = Duration::from_secs(1);
 const SETBACK_CAP: Duration = Duration::from_secs(60);
 /// Keylime's TIMEOUT comes after so many intervals (`push_agent_monitor.py`).
 const TIMEOUT_INTERVALS: u32 = 5;
+/// The verifier keeps every attestation it opened, so a device that sends no evidence gets no more than these.
+const LEAST_BETWEEN_OFFERS: Duration = Duration::from_secs(5);
 /// The interval to reckon with until the verifier has named its own: Keylime's agents use it as default.
 const ASSUMED_INTERVAL: Duration = Duration::from_secs(60);
 
@@ -65,6 +67,8 @@ pub struct Relay {
     unsubmitted: Option<Unsubmitted>,
     interval: Option<Duration>,
     timeout_at: Option<Time>,
+    /// When an attestation was opened for which no evidence was taken.
+    offered_at: Option<Time>,
     /// A `Ready` that came while a command was under way.
     pending: Option<Facts>,
     /// The device has spoken up and was not answered since.
@@ -99,6 +103,7 @@ impl Relay {
             unsubmitted: None,
             interval: None,
             timeout_at: None,
+            offered_at: None,
             pending: None,
             owes: false,
             setbacks: 0,
@@ -238,7 +243,8 @@ impl Relay {
                 self.phase = Phase::AwaitEvidence { offer, repeat, told: false };
             }
             Phase::AwaitEvidence { offer, .. } | Phase::AwaitStatement { offer, .. } if same => {
-                self.ask(offer, now);
+                // it has said how long its log is now
+                self.gather_ima_or_ask(offer, now);
             }
             Phase::AwaitProof { session, nonce, until, .. } if same && until > now => {
                 self.ask_for_proof(session, nonce, until, now);
@@ -248,10 +254,8 @@ impl Relay {
                 self.accepted(due.saturating_sub(now));
                 self.phase = Phase::Resting { due };
             }
-            Phase::Settling(settling) if same => {
-                self.accepted(self.interval());
-                self.phase = Phase::Settling(settling);
-            }
+            // the outcome is the answer, and it is not known yet
+            Phase::Settling(settling) if same => self.phase = Phase::Settling(settling),
             Phase::Held { check_at } if same && check_at > now => {
                 self.later(check_at.saturating_sub(now), LaterReason::Rebooted);
                 self.phase = Phase::Held { check_at };
@@ -259,6 +263,15 @@ impl Relay {
             Phase::Setback { retry_at, retry } if same && retry_at > now => {
                 self.later(retry_at.saturating_sub(now), LaterReason::Keylime);
                 self.phase = Phase::Setback { retry_at, retry };
+            }
+            Phase::Settling(_) => {
+                // its verdict stays unread, see `unread`
+                self.baseline = None;
+                self.proceed(now);
+            }
+            Phase::Setback { retry, .. } if matches!(*retry, Retry::Outcome(_)) => {
+                self.baseline = None;
+                self.proceed(now);
             }
             _ => self.proceed(now),
         }
@@ -300,6 +313,8 @@ impl Relay {
             self.check_boot(&facts);
         } else if self.baseline.is_none() {
             self.read_status(token, phase::Reading::Baseline);
+        } else if let Some(at) = self.offered_at.map(|at| at + LEAST_BETWEEN_OFFERS).filter(|at| *at > now) {
+            self.phase = Phase::Setback { retry_at: at, retry: Box::new(Retry::Proceed) };
         } else {
             self.offer(token, facts);
         }
@@ -323,7 +338,7 @@ impl Relay {
                 }
             }
             Phase::AwaitEvidence { offer, repeat, told } => self.ask_again(offer, repeat, told, now),
-            Phase::AwaitStatement { offer, .. } if offer.expires_at <= now => self.phase = Phase::Idle,
+            Phase::AwaitStatement { offer, .. } if offer.expires_at <= now => self.gathered = None,
             Phase::AwaitStatement { offer, evidence, restored, repeat } => {
                 self.ask_to_state_again(offer, evidence, restored, repeat, now);
             }
@@ -387,6 +402,7 @@ impl Relay {
         self.passed_ima = None;
         self.gathered = None;
         self.timeout_at = None;
+        self.offered_at = None;
         self.hold = 0;
     }
 

@@ -32,7 +32,7 @@ impl Relay {
     pub(super) fn read_outcome(&mut self, settling: Settling) {
         match self.token.clone() {
             Some(token) => self.read_status(token, Reading::Outcome(settling)),
-            None => self.rest(settling.submitted_at, Outcome::Unknown),
+            None => self.unread(&settling),
         }
     }
 
@@ -55,7 +55,7 @@ impl Relay {
             }
             (Status::TokenRejected, Reading::Outcome(settling)) => {
                 self.token = None;
-                self.rest(settling.submitted_at, Outcome::Unknown);
+                self.unread(&settling);
             }
             (Status::TokenRejected, Reading::Baseline | Reading::Hold) => {
                 self.token = None;
@@ -69,6 +69,13 @@ impl Relay {
                 self.setback("status", Retry::Proceed, unavailable, now);
             }
         }
+    }
+
+    /// The verdict stays unread, so the standing is read anew before the next attestation: otherwise this one's success
+    /// could be taken for the next one's.
+    fn unread(&mut self, settling: &Settling) {
+        self.baseline = None;
+        self.rest(settling.submitted_at, Outcome::Unknown);
     }
 
     fn judged(&mut self, standing: Standing, settling: Settling, now: Time) {
@@ -161,6 +168,8 @@ impl Relay {
     /// With an IMA policy Keylime fails every device for good after a reboot, unless it is added again first.
     pub(super) fn hold(&mut self, now: Time) {
         let wait = doubled(HOLD_FIRST, self.hold, HOLD_CAP);
+        // that it is held says more than that it has not attested
+        self.timeout_at = None;
         if self.hold == 0 || self.owes {
             let failed = self.baseline.is_some_and(|standing| standing.verdict == Verdict::Fail);
             let verdict = if failed { Verdict::Fail } else { Verdict::Unknown };

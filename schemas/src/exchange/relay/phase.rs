@@ -25,8 +25,8 @@ impl Repeat {
     pub(super) fn again(self) -> Option<Self> {
         let sent_at = self.next_at?;
         let left = self.left.checked_sub(1)?;
-        let wait = self.wait * 2;
-        Some(Self { sent_at, next_at: Some(sent_at + wait), wait, left })
+        let wait = self.wait.saturating_mul(2);
+        Some(Self { sent_at, next_at: Some(sent_at.saturating_add(wait)), wait, left })
     }
 
     /// No more repeats; the device has to speak.
@@ -34,9 +34,9 @@ impl Repeat {
         Self { next_at: None, left: 0, ..self }
     }
 
-    /// Asked again at `at`, and then as often as at first.
+    /// Due at `at` rather than when it was.
     pub(super) fn postponed(self, at: Time) -> Self {
-        Self { next_at: Some(at), left: self.left.max(1), ..self }
+        Self { next_at: Some(at), ..self }
     }
 
     /// Sent now rather than when it was due.

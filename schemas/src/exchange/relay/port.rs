@@ -171,7 +171,7 @@ pub enum Command {
     },
     /// Open a session, inside the budget. Answered by [`Done::Session`].
     OpenSession {
-        /// The device attested before in this process.
+        /// The AK that it claims was proven before.
         known: bool,
     },
     /// Give the verifier a proof; seal a ticket when it passes. Answered by [`Done::Proven`].

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::phase::{Phase, Reading, Repeat, Retry, Step};
 use super::port::{Command, Facts, Proven, Session, Token, Unavailable};
-use super::{Relay, Time};
+use super::{Relay, SETBACK_CAP, SETBACK_FIRST, Time, doubled};
 use crate::messages::{LaterReason, Nonce, Proof, Prove, Question, RefusedReason};
 use crate::statement::boot_statement;
 
@@ -19,7 +19,7 @@ impl Relay {
             self.setback("session", Retry::Proceed, Unavailable { retry_after: None }, now);
             return;
         }
-        let known = self.baseline.is_some();
+        let known = self.trusted.is_some() && self.trusted == self.facts.as_ref().map(|facts| facts.ak);
         self.command(Step::OpeningSession, Command::OpenSession { known });
     }
 
@@ -29,7 +29,10 @@ impl Relay {
                 self.ask_for_proof(session, nonce, now + good_for, now);
             }
             Session::Wait(wait) => {
-                self.later(wait.max(Duration::from_secs(1)), LaterReason::Busy);
+                // all that wait are told the same, so each stands back further until they are few enough
+                let thinned = self.jitter.upper_half(doubled(SETBACK_FIRST, self.setbacks, SETBACK_CAP));
+                self.setbacks += 1;
+                self.later(wait.max(SETBACK_FIRST).max(thinned), LaterReason::Busy);
                 self.phase = Phase::Idle;
             }
             Session::Unavailable(unavailable) => self.setback("session", Retry::Proceed, unavailable, now),
