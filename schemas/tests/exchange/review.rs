@@ -340,6 +340,43 @@ fn a_device_held_after_a_reboot_goes_on_saying_what_it_waits_for() {
 }
 
 #[test]
+fn a_bridge_without_room_gives_back_what_it_gathered_and_the_device_comes_again() {
+    let mut hand = Hand::new();
+    hand.device.grow(700);
+    hand.challenged(AT(100));
+    // the device is added anew with an IMA policy, and says so much that it is asked for parts
+    hand.relay.handle_timeout(AT(3000));
+    hand.outputs();
+    let gathering = |hand: &mut Hand, now: Time| {
+        let mut outputs = hand.says(Up::Ready(hand.described()), now);
+        if !outputs.iter().any(|output| matches!(output, Output::Command(Command::Offer { .. }))) {
+            outputs = hand.done(Done::StatementChecked(true), now);
+        }
+        assert!(outputs.iter().any(|output| matches!(output, Output::Command(Command::Offer { .. }))));
+        let offer = hand.offer(now);
+        let requested = vec![Requested::Quote, Requested::Ima { offset: 0 }];
+        let outputs = hand.done(Done::Offered(Offered::Opened(Offer { requested, ..offer })), now);
+        let need = outputs.iter().find_map(|output| match output {
+            Output::Send(down) => match down.question {
+                Question::Need(need) => Some(need),
+                _ => None,
+            },
+            _ => None,
+        });
+        need.unwrap()
+    };
+    let need = gathering(&mut hand, AT(3000));
+    let Worked::Read(blob) = hand.device.work(Work::Read(need)) else { unreachable!() };
+    hand.says(Up::Blob(blob), AT(3001));
+    assert!(hand.relay.held() > 0);
+    hand.relay.shed();
+    assert_eq!(hand.relay.held(), 0);
+    let outputs = hand.outputs();
+    assert!(matches!(&outputs[..], [Output::Send(down)] if matches!(down.question, Question::Later(_))));
+    assert_eq!(gathering(&mut hand, AT(3060)).offset, 0);
+}
+
+#[test]
 fn a_device_that_changes_its_story_does_not_open_attestations_without_end() {
     let mut hand = Hand::new();
     hand.challenged(AT(100));

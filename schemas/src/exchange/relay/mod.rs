@@ -156,6 +156,21 @@ impl Relay {
         self.gathered.as_ref().map_or(0, |gathered| gathered.lines.len()) + self.phase.held()
     }
 
+    /// Gives back what [`Self::held`] counts, for the shell's bound over all devices; the device is told to come again.
+    /// Nothing is given back while a command is under way.
+    pub fn shed(&mut self) {
+        if matches!(self.phase, Phase::Busy(_)) || self.held() == 0 {
+            return;
+        }
+        self.gathered = None;
+        if matches!(self.phase, Phase::Gather(_) | Phase::AwaitEvidence { .. } | Phase::AwaitStatement { .. })
+        {
+            self.phase = Phase::Idle;
+            let wait = self.jitter.upper_half(SETBACK_CAP);
+            self.later(wait, LaterReason::Busy);
+        }
+    }
+
     /// Whether it holds nothing that would be missed: the shell may forget it.
     pub fn is_idle(&self) -> bool {
         matches!(self.phase, Phase::Idle | Phase::Greeting { .. }) && self.timeout_at.is_none()
