@@ -6,11 +6,11 @@
 CARGO ?= cargo
 # Scenarios wait more than they compute, so a few run at a time even on two cores; more than this, and a
 # starved verifier answers late enough to change what a scenario sees.
-SCENARIOS_AT_A_TIME ?= 3
+SCENARIOS_AT_A_TIME ?= 5
 
 demo: setup
 	$(CARGO) build --workspace --bins
-	ONCE=$(ONCE) target/debug/keylime-mqtt-demo
+	@ONCE=$(ONCE) $(CARGO) run --quiet --bin keylime-mqtt-demo
 
 # The scenarios start the agent, the bridge and the embedded broker as processes, so those are built first.
 test: setup build

@@ -221,8 +221,23 @@ impl Config {
         for text in overrides {
             figment = figment.merge(Toml::string(&as_toml(text)?));
         }
-        figment.extract().map_err(|error| ConfigError::Read { source: Box::new(error) })
+        figment.extract().map_err(|error| ConfigError::Read(describe(&error, file)))
     }
+}
+
+/// A line for each mistake: where it stands, which key, what is wrong
+fn describe(errors: &figment::Error, file: &Path) -> String {
+    let lines = errors.clone().into_iter().map(|error| {
+        let at = match &error.metadata {
+            Some(metadata) if metadata.name.contains("environment") => format!("environment {ENV_PREFIX}…"),
+            // as figment calls TOML that is in no file
+            Some(metadata) if metadata.name.contains("source string") => "--set".to_owned(),
+            _ => file.display().to_string(),
+        };
+        let key = if error.path.is_empty() { String::new() } else { format!("{}: ", error.path.join(".")) };
+        format!("{at}: {}{}", key.to_lowercase(), error.kind)
+    });
+    lines.collect::<Vec<_>>().join("\n")
 }
 
 /// `a.b=value` as TOML; a value that is none is taken as a string

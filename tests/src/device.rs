@@ -26,6 +26,9 @@ const STOP_GRACE: Duration = Duration::from_secs(20);
 /// Seconds between the boots of a device, as its clock tells them.
 const BOOT_EVERY: u64 = 600;
 
+/// Longer than operators of scenarios take to enrol: a registration makes the one before inactive for a moment.
+const ENROL_AGAIN_AFTER: u32 = 120;
+
 /// How a device goes down.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reboot {
@@ -44,6 +47,8 @@ pub struct DeviceSettings {
     pub uefi: Option<UefiLog>,
     /// Whether its kernel has IMA
     pub ima: bool,
+    /// Seconds after which it registers again while the verifier does not know it, where that is to be soon
+    pub enrol_again_after: Option<u32>,
     /// Further lines at the top of the agent's configuration
     pub agent: String,
 }
@@ -319,7 +324,8 @@ impl Device {
             text,
             "state_dir = \"{dir}/state\"\nboot_id_file = \"{dir}/boot_id\"\nboot_time_file = \"{dir}/btime\"\n\
              first_retry_seconds = 1\nlongest_retry_seconds = 2\nlongest_silence_seconds = 10\n\
-             enrol_again_after_seconds = 3\n\n[tpm]\ntcti = \"{}\"\n{}",
+             enrol_again_after_seconds = {}\n\n[tpm]\ntcti = \"{}\"\n{}",
+            self.settings.enrol_again_after.unwrap_or(ENROL_AGAIN_AFTER),
             self.swtpm.tcti(),
             self.access.table()
         )?;

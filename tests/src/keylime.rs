@@ -172,13 +172,13 @@ impl Keylime {
         crate::scratch::read_log(&self.logs.join("registrar.log"))
     }
 
-    /// Whether the registrar has activated this agent since it was last deleted.
+    /// Whether this agent is activated: a registration that comes after makes it inactive again until it is
+    /// activated anew, and a deletion for good.
     pub fn has_activated(&self, id: &str) -> bool {
         let log = self.registrar_log();
-        let last = |what: &str| log.rfind(what);
-        let path = format!("/agents/{id}");
-        let activated = last(&format!("PUT /v2.6{path}"));
-        activated > last(&format!("DELETE /v2.6{path}"))
+        let last = |method: &str| log.rfind(&format!("{method} /v2.6/agents/{id}"));
+        let activated = last("PUT");
+        activated > last("POST") && activated > last("DELETE")
     }
 
     /// One of Keylime's programs from the virtual environment, set up for this Keylime.

@@ -173,8 +173,15 @@ impl World {
 
     /// Waits until the registrar has activated the device, then enrols it with `keylime_tenant`.
     pub fn enrol(&self, device: &Device, policies: &Policies) -> Result<()> {
-        self.await_registration(device)?;
-        self.keylime.add(device.id(), policies)
+        eventually(&format!("{} can be enrolled", device.name()), &self.scratch.logs(), || {
+            self.await_registration(device)?;
+            match self.keylime.add(device.id(), policies) {
+                Ok(()) => Ok(Some(())),
+                // It registers anew at this moment: an operator tries again.
+                Err(error) if error.to_string().contains("has not been activated") => Ok(None),
+                Err(error) => Err(error),
+            }
+        })
     }
 
     /// Waits until the registrar has activated the device.

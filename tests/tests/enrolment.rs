@@ -72,7 +72,8 @@ fn is_waiting(world: &World, device: &Device, words: &str) -> Result<()> {
 #[test]
 fn a_device_whose_registration_was_deleted_enrols_again_by_itself() -> Result<()> {
     let world = World::on_mosquitto()?;
-    let device = world.passing_device("deleted", DeviceSettings::default(), &Policies::quote_only())?;
+    let settings = DeviceSettings { enrol_again_after: Some(3), ..DeviceSettings::default() };
+    let device = world.passing_device("deleted", settings, &Policies::quote_only())?;
     world.keylime.delete(device.id())?;
     world.keylime.regdelete(device.id())?;
     assert!(!world.keylime.has_activated(device.id()));

@@ -19,7 +19,9 @@ const MAX_ID: usize = 80;
 #[derive(Debug, Error)]
 pub enum ListError {
     /// Not readable
-    #[error("[admission] list_file {path}: cannot be read ({source})")]
+    #[error(
+        "[admission] list_file {path}: cannot be read ({source}); make the file, which may be empty, readable for the bridge's user"
+    )]
     Unreadable {
         /// The file
         path: PathBuf,

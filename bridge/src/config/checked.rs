@@ -57,11 +57,8 @@ pub enum ConfigError {
         path: PathBuf,
     },
     /// A key is unknown, missing, or of another type
-    #[error("configuration: {source}")]
-    Read {
-        /// Names key and source
-        source: Box<figment::Error>,
-    },
+    #[error("{0}")]
+    Read(String),
     /// Not `key=value`
     #[error("--set {text}: must be key=value, such as verifier.url=https://verifier:8881")]
     Override {
@@ -110,6 +107,14 @@ pub enum ConfigError {
         "[registrar] ca_file: is missing; give the CA of the registrar's TLS port 8891, or, where nobody else can reach the wire, use http and danger_plaintext_registrar = true"
     )]
     NoRegistrarCa,
+    /// A registrar without TLS
+    #[error(
+        "[registrar] url {url}: is not https; give the registrar's TLS port (8891), or, where nobody else can reach the wire, set danger_plaintext_registrar = true"
+    )]
+    PlaintextRegistrar {
+        /// As configured
+        url: String,
+    },
     /// A danger that is not one
     #[error("[registrar] danger_plaintext_registrar = true with an https url: remove the setting")]
     PointlessDanger,
@@ -238,8 +243,12 @@ impl Config {
     fn registrar(&self) -> Result<Registrar, ConfigError> {
         let table = "registrar";
         let plaintext = self.registrar.danger_plaintext_registrar;
+        let https = self.registrar.url.scheme() == "https";
         let tls = match (&self.registrar.ca_file, plaintext) {
-            (_, true) if self.registrar.url.scheme() == "https" => return Err(ConfigError::PointlessDanger),
+            (_, false) if !https => {
+                return Err(ConfigError::PlaintextRegistrar { url: self.registrar.url.to_string() });
+            }
+            (_, true) if https => return Err(ConfigError::PointlessDanger),
             (_, true) => None,
             (Some(file), false) => {
                 Some(trust_from_ca_file(file).map_err(|source| ConfigError::Trust { table, source })?)

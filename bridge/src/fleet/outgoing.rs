@@ -9,7 +9,7 @@ use super::report::result_of;
 use super::{Finished, Fleet};
 use keylime_mqtt_schemas::AgentId;
 use keylime_mqtt_schemas::exchange::Time;
-use keylime_mqtt_schemas::exchange::relay::{Command, Done, Input, Notice, Report};
+use keylime_mqtt_schemas::exchange::relay::{Command, Done, Input, Notice, Report, Submitted};
 use keylime_mqtt_schemas::messages::{Down, Verdict};
 use keylime_mqtt_schemas::wire::pack_down;
 use std::sync::Arc;
@@ -57,7 +57,9 @@ impl<O: Outbox> Fleet<O> {
         let Some(device) = self.devices.get_mut(&id) else { return };
         device.memory = memory;
         let Some(done) = done else { return };
-        if matches!(done, Done::Submitted(_)) {
+        // the others are submitted again
+        let again = matches!(done, Done::Submitted(Submitted::TokenRejected | Submitted::Unavailable(_)));
+        if matches!(done, Done::Submitted(_)) && !again {
             device.memory.uefi = None;
         }
         if !is_unavailable(&done) {

@@ -1,7 +1,8 @@
 //! `Command::Restore`: from what a device sent to what Keylime reads, or why not.
 
 use crate::restore::{
-    ImaReplay, ImaState, PcrValues, UefiReplay, Unbound, Unexplained, bind, pcr_blob, replay_ima, replay_uefi,
+    ImaReplay, ImaState, PcrValues, UefiReplay, Unbound, Unexplained, bind, follows_from_pcr, pcr_blob,
+    replay_ima, replay_uefi,
 };
 use crate::tpm::AkPublic;
 use keylime_mqtt_schemas::exchange::relay::{self, ImaText, Offer, Restored, Restoring};
@@ -19,6 +20,8 @@ pub(super) struct Job {
     pub(super) ima: Option<ImaText>,
     /// The UEFI log that the evidence names
     pub(super) uefi: Option<Arc<Vec<u8>>>,
+    /// The UEFI log that was submitted for this device before
+    pub(super) submitted_uefi: Option<Digest>,
     /// PCR 10 of the device's last bound quote: where the verifier goes on reading the IMA log, if that quote passed
     pub(super) last_pcr10: Option<[u8; 32]>,
 }
@@ -57,8 +60,9 @@ fn explain(job: Job, values: &PcrValues) -> Restoring {
         }
         (None, _) => (None, None),
     };
-    let uefi = job.offer.wants_uefi().then(|| explain_uefi(job.uefi.as_deref(), values));
-    let restored = Box::new(Restored {
+    let submitted = job.submitted_uefi == job.evidence.uefi;
+    let uefi = job.offer.wants_uefi().then(|| explain_uefi(job.uefi.as_deref(), submitted, values));
+    let mut restored = Box::new(Restored {
         quote: job.evidence.quote,
         pcr_blob: pcr_blob(values),
         ima: ima_lines,
@@ -66,7 +70,14 @@ fn explain(job: Job, values: &PcrValues) -> Restoring {
     });
     match (ima, uefi) {
         (Some(Err(what)), _) | (_, Some(Err(what))) => Restoring::Unexplained { restored, what },
-        (ima, _) => Restoring::Explained { restored, ima: ima.and_then(Result::ok) },
+        (ima, _) => {
+            let (state, covered) = ima.and_then(Result::ok).unzip();
+            // lines beyond the quote are anybody's, and the verifier would judge them
+            if let (Some(lines), Some(covered)) = (&mut restored.ima, covered) {
+                lines.truncate(covered);
+            }
+            Restoring::Explained { restored, ima: state }
+        }
     }
 }
 
@@ -89,24 +100,27 @@ fn explain_ima(
     from: Option<ImaState>,
     lines: &[u8],
     values: &PcrValues,
-) -> Result<relay::ImaState, &'static str> {
+) -> Result<(relay::ImaState, usize), &'static str> {
     let from = from.ok_or("the IMA log before the first line sent is not known to this bridge")?;
     let text = str::from_utf8(lines).map_err(|_| "the IMA log holds a name that is not UTF-8")?;
     let quoted = values.value(IMA_PCR).ok_or("the IMA log is wanted without PCR 10")?;
     match replay_ima(from, text, quoted) {
-        ImaReplay::Explained { at, .. } => {
-            Ok(relay::ImaState { entries: at.entries, pcr10: Digest::from(at.pcr10) })
+        ImaReplay::Explained { at, covered } if text.get(..covered).is_some_and(follows_from_pcr) => {
+            Ok((relay::ImaState { entries: at.entries, pcr10: Digest::from(at.pcr10) }, covered))
         }
+        ImaReplay::Explained { .. } => Err("the IMA log has columns that PCR 10 does not cover"),
         ImaReplay::Unexplained(Unexplained::UnknownTemplate(_)) => Err("the IMA log has an unknown template"),
         ImaReplay::Unexplained(Unexplained::Malformed(_)) => Err("the IMA log is malformed"),
         ImaReplay::Unexplained(_) => Err("the IMA log does not lead to the quoted PCR 10"),
     }
 }
 
-fn explain_uefi(log: Option<&Vec<u8>>, values: &PcrValues) -> Result<(), &'static str> {
+fn explain_uefi(log: Option<&Vec<u8>>, submitted: bool, values: &PcrValues) -> Result<(), &'static str> {
     let log = log.ok_or("the UEFI log is not held any more")?;
     match replay_uefi(log, values) {
-        UefiReplay::Explained => Ok(()),
+        UefiReplay::Explained if submitted => Ok(()),
+        // the PCRs do not cover all that a policy reads in it
+        UefiReplay::Explained => Err("the device has not stated yet that this is its UEFI log"),
         UefiReplay::Unexplained(Unexplained::Malformed(_)) => Err("the UEFI log is malformed"),
         UefiReplay::Unexplained(_) => Err("the UEFI log does not lead to the quoted PCRs"),
     }

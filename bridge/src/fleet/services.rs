@@ -58,6 +58,8 @@ pub(super) struct Services {
 pub(super) struct Memory {
     /// The UEFI log of the attestation under way, kept from finding it to submitting it
     pub(super) uefi: Option<(Digest, Arc<Vec<u8>>)>,
+    /// The UEFI log submitted last: explained or stated by the device
+    pub(super) submitted_uefi: Option<Digest>,
     /// PCR 10 of the last bound quote
     pub(super) pcr10: Option<[u8; 32]>,
     /// What admission said last
@@ -128,11 +130,13 @@ impl Services {
                     ak_public: ak_public.into_vec(),
                     ima,
                     uefi,
+                    submitted_uefi: memory.submitted_uefi,
                     last_pcr10: memory.pcr10,
                 };
                 Done::Restored(self.restore(job, memory).await)
             }
             Command::Submit { token, offer, restored } => {
+                memory.submitted_uefi = restored.uefi.or(memory.submitted_uefi);
                 Done::Submitted(self.submit(id, &token, &offer, *restored, memory).await)
             }
         };

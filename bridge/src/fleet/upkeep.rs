@@ -47,6 +47,7 @@ impl<O: Outbox> Fleet<O> {
             }
         }
         self.held = held;
+        self.make_space(now);
         for (id, report) in unpublished {
             self.report(&id, report);
         }
@@ -60,6 +61,28 @@ impl<O: Outbox> Fleet<O> {
                     "messages of no use in the last minute; `waiting` shows of which kind"
                 );
             }
+        }
+    }
+
+    /// Gives back logs gathered of the devices not heard for longest, so that the others can finish
+    fn make_space(&mut self, now: Time) {
+        if self.held <= self.limits.max_held_bytes {
+            return;
+        }
+        let mut holding: Vec<_> =
+            self.devices.iter().map(|(id, device)| (device.heard, id.clone())).collect();
+        holding.sort();
+        for (_, id) in holding {
+            if self.held <= self.limits.max_held_bytes / 4 * 3 {
+                break;
+            }
+            let Some(device) = self.devices.get_mut(&id) else { continue };
+            let before = device.held();
+            device.reassembly.clear();
+            device.relay.shed();
+            self.held = self.held.saturating_sub(before.saturating_sub(device.held()));
+            self.refuse(&id, "log", "no room for all logs at once");
+            self.settle(&id, now);
         }
     }
 

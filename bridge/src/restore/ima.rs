@@ -7,6 +7,7 @@
 //! template data (since Linux 5.8).
 
 use super::{Digest, Unexplained};
+use sha1::Sha1;
 use sha2::{Digest as _, Sha256};
 
 /// The PCR that IMA extends (CONFIG_IMA_MEASURE_PCR_IDX)
@@ -72,6 +73,47 @@ pub fn replay_ima(from: ImaState, text: &str, quoted: &Digest) -> ImaReplay {
         }
     }
     ImaReplay::Unexplained(Unexplained::Differs(1 << 10))
+}
+
+/// Whether all that these lines say follows from what PCR 10 covers
+///
+/// Keylime also judges columns that no PCR covers: the PCR, the template hash, the template's name, and everything in the line of
+/// a violation. Changed on the way, they would fail a device whose quote is good, so where they do not follow from
+/// the covered ones only the device's statement tells that they are its own.
+pub fn follows_from_pcr(text: &str) -> bool {
+    text.split_inclusive('\n').all(|line| line.strip_suffix('\n').is_some_and(entry_follows))
+}
+
+fn entry_follows(entry: &str) -> bool {
+    let mut fields = entry.splitn(4, ' ');
+    let (Some(IMA_PCR), Some(template_hash), Some(template), Some(data)) =
+        (fields.next(), fields.next(), fields.next(), fields.next())
+    else {
+        return false;
+    };
+    let Ok(hashed) = template_data(template, data) else { return false };
+    let expected = match template_hash.len() {
+        40 => hex::encode(Sha1::digest(&hashed)),
+        64 => hex::encode(Sha256::digest(&hashed)),
+        _ => return false,
+    };
+    template_hash == expected && template_follows(template, data)
+}
+
+/// Templates that hash alike are told apart by what their fields look like; the rarer ones are left to a statement
+fn template_follows(template: &str, data: &str) -> bool {
+    let lowercase = |text: &str| !text.bytes().any(|byte| byte.is_ascii_uppercase());
+    let plain_digest = |digest: &str| digest.matches(':').count() == 1 && lowercase(digest);
+    match template {
+        "ima-ng" => split(data).is_ok_and(|[digest, _]| plain_digest(digest)),
+        // `ima-buf` holds a buffer in the place of the signature, under a name that is no path
+        "ima-sig" => split(data).is_ok_and(|[digest, name, signature]| {
+            let is_path = name.starts_with('/') || name == "boot_aggregate";
+            let is_signature = signature.is_empty() || signature.starts_with("03");
+            plain_digest(digest) && is_path && is_signature && lowercase(signature)
+        }),
+        _ => false,
+    }
 }
 
 /// TPM2_PCR_Extend

@@ -15,7 +15,7 @@ mod pcrs;
 mod uefi;
 
 pub use bound::{Bound, Unbound, bind, certified_name, verify_statement};
-pub use ima::{ImaReplay, ImaState, replay_ima};
+pub use ima::{ImaReplay, ImaState, follows_from_pcr, replay_ima};
 pub use pcrs::{PcrValues, pcr_blob};
 pub use uefi::{UefiReplay, replay_uefi};
 

@@ -2,8 +2,8 @@
 
 use crate::fixtures::{DEVICES, Quote, TestAk, base64, bytes, device_pcrs, json, text};
 use keylime_mqtt_bridge::restore::{
-    ImaReplay, ImaState, UefiReplay, Unbound, Unexplained, bind, certified_name, pcr_blob, replay_ima,
-    replay_uefi, verify_statement,
+    ImaReplay, ImaState, UefiReplay, Unbound, Unexplained, bind, certified_name, follows_from_pcr, pcr_blob,
+    replay_ima, replay_uefi, verify_statement,
 };
 use keylime_mqtt_bridge::tpm::{AkPublic, AkUnfit, Attest, Attested, SignatureError};
 use sha2::{Digest as _, Sha256};
@@ -148,6 +148,26 @@ fn the_recorded_ima_logs_explain_pcr_10_from_any_entry_on() {
         rest.push_str("10 not looked at");
         assert_eq!(replay_ima(middle, &rest, &quoted), ImaReplay::Explained { at, covered }, "{device}");
         assert_eq!(replay_ima(at, &rest, &quoted), ImaReplay::Explained { at, covered: 0 }, "{device}");
+    }
+}
+
+#[test]
+fn columns_that_pcr_10_does_not_cover_are_not_taken_from_the_network_as_they_come() {
+    for device in DEVICES {
+        let log = text(&format!("{device}/ascii_runtime_measurements"));
+        for line in log.split_inclusive('\n') {
+            let is_violation = line.starts_with(&format!("10 {} ", "0".repeat(40)));
+            assert_eq!(follows_from_pcr(line), !is_violation, "{device}: {line}");
+            // none of these changes what the line extends PCR 10 with
+            let other = if line.starts_with("10 fe") { "ef" } else { "fe" };
+            let changed_hash = [&line[..3], other, &line[5..]].concat();
+            let shouted = line.to_uppercase().replace("IMA-NG", "ima-ng");
+            for changed in
+                [format!("\t{line}"), line.replacen("ima-ng", "ima-ngv2", 1), changed_hash, shouted]
+            {
+                assert!(!follows_from_pcr(&changed), "{device}: {changed}");
+            }
+        }
     }
 }
 
