@@ -116,6 +116,10 @@ impl Device {
 
     /// A ticket for the next `Ready`.
     pub fn remember_ticket(&mut self, ticket: Bounded<MAX_TICKET>) -> Result<(), StoreError> {
+        if self.store.state().ticket.as_ref() == Some(&ticket) {
+            // a repeated challenge repeats its ticket; flash wears with every write
+            return Ok(());
+        }
         self.store.update(|state| state.ticket = Some(ticket))
     }
 
