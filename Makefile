@@ -15,7 +15,7 @@ demo: setup
 # The scenarios start the agent, the bridge and the embedded broker as processes, so those are built first.
 test: setup build
 	@if $(CARGO) nextest --version >/dev/null 2>&1; then \
-		$(CARGO) nextest run --config-file tests/nextest.toml --workspace --no-fail-fast && $(CARGO) test --workspace --doc -q; \
+		$(CARGO) test --workspace --doc -q && $(CARGO) nextest run --config-file tests/nextest.toml --workspace --no-fail-fast; \
 	else \
 		$(CARGO) test --workspace --no-fail-fast -- --test-threads $(SCENARIOS_AT_A_TIME); \
 	fi
