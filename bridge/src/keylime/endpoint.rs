@@ -146,7 +146,11 @@ impl Endpoint {
 
     /// Counts a reason and makes the error of it
     pub(super) fn unavailable(&self, reason: Reason) -> Unavailable {
-        self.unavailable.count(reason);
+        let first = self.unavailable.count(reason) == 0;
+        if first && reason == Reason::Certificate {
+            // nothing that passes by itself, so it is said at once
+            tracing::warn!(url = %self.base, "Keylime {reason}");
+        }
         Unavailable { reason, retry_after: None }
     }
 
@@ -217,13 +221,24 @@ async fn read_bounded(mut response: Response, limit: usize) -> Result<Zeroizing<
 }
 
 fn reason_of(error: &reqwest::Error) -> Reason {
-    if error.is_connect() {
+    if certificate_refused(error) {
+        Reason::Certificate
+    } else if error.is_connect() {
         Reason::Connect
     } else if error.is_timeout() {
         Reason::Silent
     } else {
         Reason::BrokenOff
     }
+}
+
+/// rustls' own error travels inside `io::Error`s, which leave what they hold out of the chain of sources
+fn certificate_refused(error: &(dyn std::error::Error + 'static)) -> bool {
+    if let Some(error) = error.downcast_ref::<rustls::Error>() {
+        return matches!(error, rustls::Error::InvalidCertificate(_));
+    }
+    let held = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+    held.is_some_and(|held| certificate_refused(held)) || error.source().is_some_and(certificate_refused)
 }
 
 fn seconds_header(response: &Response) -> Option<Duration> {

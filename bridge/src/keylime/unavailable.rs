@@ -20,9 +20,14 @@ pub struct Unavailable {
 /// What made an answer unusable
 #[derive(Debug, Error, Clone, Copy, PartialEq, Eq)]
 pub enum Reason {
-    /// No connection: nothing listens, TLS failed, or the name does not resolve
-    #[error("cannot be connected to (address, TLS certificate or CA file)")]
+    /// No connection: nothing listens, or the name does not resolve
+    #[error("cannot be connected to")]
     Connect,
+    /// Its certificate is of another CA, for another name, or out of date
+    #[error(
+        "shows a certificate that is not trusted here: check ca_file, the host in the url, and both clocks"
+    )]
+    Certificate,
     /// Connected, and then silent for longer than the configured time
     #[error("did not answer in time")]
     Silent,
@@ -50,8 +55,9 @@ pub enum Reason {
 }
 
 impl Reason {
-    const ALL: [Self; 9] = [
+    const ALL: [Self; 10] = [
         Self::Connect,
+        Self::Certificate,
         Self::Silent,
         Self::BrokenOff,
         Self::TooLarge,
@@ -66,6 +72,7 @@ impl Reason {
     pub const fn name(self) -> &'static str {
         match self {
             Self::Connect => "connect",
+            Self::Certificate => "certificate",
             Self::Silent => "silent",
             Self::BrokenOff => "broken_off",
             Self::TooLarge => "too_large",
@@ -87,10 +94,9 @@ impl Reason {
 pub(super) struct Counters([AtomicU64; Reason::ALL.len()]);
 
 impl Counters {
-    pub(super) fn count(&self, reason: Reason) {
-        if let Some(slot) = self.0.get(reason.slot()) {
-            slot.fetch_add(1, Ordering::Relaxed);
-        }
+    /// Counts one more; says how many there were before
+    pub(super) fn count(&self, reason: Reason) -> u64 {
+        self.0.get(reason.slot()).map_or(0, |slot| slot.fetch_add(1, Ordering::Relaxed))
     }
 
     pub(super) fn snapshot(&self) -> Vec<(&'static str, u64)> {

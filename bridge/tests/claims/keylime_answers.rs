@@ -440,14 +440,14 @@ async fn a_server_of_another_ca_or_name_hears_nothing() {
     let SessionOpening::Unavailable(why) = Verifier::new(&settings).unwrap().open_session(ID).await else {
         panic!("a foreign CA was trusted");
     };
-    assert_eq!(reason(why), Reason::Connect);
+    assert_eq!(reason(why), Reason::Certificate);
 
     let mut settings = server.settings.clone();
     settings.url.set_host(Some("127.0.0.1")).unwrap();
     let SessionOpening::Unavailable(why) = Verifier::new(&settings).unwrap().open_session(ID).await else {
         panic!("a certificate for another name was trusted");
     };
-    assert_eq!(reason(why), Reason::Connect);
+    assert_eq!(reason(why), Reason::Certificate);
     assert!(server.seen().is_empty());
 }
 
