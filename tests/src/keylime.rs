@@ -9,6 +9,7 @@ use crate::ports::Port;
 use crate::process::Process;
 use crate::scratch::Scratch;
 use anyhow::{Context, Result, ensure};
+use nix::fcntl::{Flock, FlockArg};
 use std::fs;
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
@@ -227,7 +228,12 @@ pub(crate) fn repository() -> PathBuf {
 
 /// The state of a Keylime that has started once and knows nobody. Whoever comes first makes it.
 fn template() -> Result<PathBuf> {
-    let template = repository().join(".run").join(TEMPLATE);
+    let run = repository().join(".run");
+    let template = run.join(TEMPLATE);
+    fs::create_dir_all(&run)?;
+    // One makes it, the others wait: a first start is slow, and slower still when many start at once.
+    let lock = Flock::lock(fs::File::create(run.join("template.lock"))?, FlockArg::LockExclusive)
+        .map_err(|(_, errno)| errno)?;
     if !template.exists() {
         let scratch = Scratch::new()?;
         let mut keylime = Keylime::bare(&scratch, KeylimeSettings::default())?;
@@ -235,14 +241,11 @@ fn template() -> Result<PathBuf> {
         keylime.start_registrar()?;
         keylime.stop_registrar()?;
         keylime.stop_verifier()?;
-        fs::create_dir_all(repository().join(".run"))?;
-        let made = tempfile::tempdir_in(repository().join(".run"))?;
+        let made = tempfile::tempdir_in(&run)?;
         copy_tree(&keylime.state(), made.path())?;
-        // Another test may have been quicker: its template is as good.
-        if fs::rename(made.path(), &template).is_err() {
-            ensure!(template.exists(), "cannot make {}", template.display());
-        }
+        fs::rename(made.path(), &template)?;
     }
+    drop(lock);
     Ok(template)
 }
 

@@ -32,6 +32,8 @@ for group in $groups; do kill -s KILL -- "-$group" 2>/dev/null; done
 printf %s "$dirs" | while read -r dir; do rm -rf -- "$dir"; done
 "#;
 
+/// How long a SIGTERM is given before the next; Keylime drains for less when nothing is under way.
+const ASK_AGAIN: Duration = Duration::from_secs(4);
 /// How often a dying process is looked at.
 const REAP_EVERY: Duration = Duration::from_millis(20);
 
@@ -103,14 +105,27 @@ impl Process {
 
     /// Asks the whole group to end (SIGTERM) and waits; an error if it had to be killed.
     pub fn terminate(mut self, grace: Duration) -> Result<ExitStatus> {
-        self.signal(Signal::SIGTERM);
-        let status = self.wait(grace)?;
+        let status = self.ask_to_end(grace)?;
         // Helpers of a parent that ended well are given the time to follow it.
         let deadline = Instant::now() + grace;
         while !group_members(self.pid()).is_empty() && Instant::now() < deadline {
             std::thread::sleep(REAP_EVERY);
         }
         Ok(status)
+    }
+
+    /// Sends SIGTERM until it is heard: Keylime loses one that comes while it forks its workers.
+    fn ask_to_end(&mut self, grace: Duration) -> Result<ExitStatus> {
+        let deadline = Instant::now() + grace;
+        loop {
+            self.signal(Signal::SIGTERM);
+            if let Ok(status) = self.wait(ASK_AGAIN) {
+                return Ok(status);
+            }
+            if Instant::now() > deadline {
+                bail!("{} did not end within {grace:?}; its log is {}", self.name, self.log.display());
+            }
+        }
     }
 
     /// Waits for it to end by itself.

@@ -191,6 +191,62 @@ fn the_bridge_refuses_a_verifier_with_an_expired_certificate() -> Result<()> {
     )
 }
 
+/// A registrar's certificate is judged as a verifier's: three ways to be wrong, then the same device is registered.
+#[test]
+fn the_bridge_refuses_a_registrar_of_another_ca_of_another_name_or_out_of_date() -> Result<()> {
+    let mut world = World::on_mosquitto()?;
+    let mut device = world.device("newcomer", DeviceSettings::default())?;
+    device.start_agent()?;
+    let ca = other_ca(&world)?.ca();
+    registrar_hears_nothing(&mut world, &device, |world| {
+        world
+            .bridge
+            .reconfigure(|settings| settings.set = vec![format!("registrar.ca_file={}", ca.display())])
+    })?;
+    world.bridge.reconfigure(|settings| settings.set.clear())?;
+    registrar_hears_nothing(&mut world, &device, |world| {
+        let certificate = world.pki.issue("registrar.elsewhere", &["registrar.elsewhere"])?;
+        serve_with(world, certificate)
+    })?;
+    registrar_hears_nothing(&mut world, &device, |world| {
+        let names = &["localhost", "127.0.0.1"];
+        let certificate = world.pki.issue_with("registrar", names, Validity::Expired)?;
+        serve_with(world, certificate)
+    })?;
+    world.bridge.stop()?;
+    serve_well(&mut world)?;
+    world.bridge.start()?;
+    eventually("the device is registered", &world.scratch.logs(), || {
+        Ok(world.keylime.has_activated(device.id()).then_some(()))
+    })
+}
+
+/// After `change` the bridge names the certificate, and the device's keys do not reach the registrar.
+fn registrar_hears_nothing(
+    world: &mut World,
+    device: &Device,
+    change: impl FnOnce(&mut World) -> Result<()>,
+) -> Result<()> {
+    world.bridge.stop()?;
+    change(world)?;
+    let heard_before = world.keylime.registrar_log().len();
+    world.bridge.start()?;
+    eventually("the bridge names the registrar's certificate", &world.scratch.logs(), || {
+        let (succeeded, said) = world.bridge.ask(&["waiting", "--json"])?;
+        let status: serde_json::Value =
+            if succeeded { serde_json::from_str(&said)? } else { return Ok(None) };
+        let named = |counted: &serde_json::Value| {
+            let text = counted.to_string();
+            text.contains("registrar") && text.contains("certificate")
+        };
+        Ok(status.get("unavailable").filter(|counted| named(counted)).map(drop))
+    })?;
+    let heard = world.keylime.registrar_log();
+    let heard = heard.get(heard_before..).unwrap_or_default();
+    ensure!(!heard.contains(device.id()), "the registrar heard of the device:\n{heard}");
+    Ok(())
+}
+
 /// With a certificate that differs from the refused ones in nothing but that it is right.
 fn serve_well(world: &mut World) -> Result<()> {
     let certificate = world.pki.issue("verifier", &["localhost", "127.0.0.1"])?;
