@@ -91,7 +91,11 @@ impl Cli {
                 } else {
                     Mode::Service
                 };
-                Ok(runtime()?.block_on(run::run(&config, mode))?.exit_code())
+                let ending = runtime()?.block_on(run::run(&config, mode))?;
+                if once {
+                    tracing::info!(exit_code = ending.exit_code(), "{ending}");
+                }
+                Ok(ending.exit_code())
             }
             Command::CheckConfig => {
                 check(&config)?;
@@ -207,13 +211,21 @@ EK hash:        {ek_hash}
 EK certificate: {certificate}
 AK name:        {ak_name}
 
-Line for the bridge's admission list ([admission] list_file):
+Common name of this device's certificate for the broker:
+  {id}
+
+Line for the bridge's admission list ([admission] list_file){needed}:
   {id} = {ek_hash}
 
 To enrol at the verifier, once the agent has run (without a policy the verifier asks for nothing and never says PASS):
   keylime_tenant -c add --push-model -u {id} {policies}
 ",
         ek_hash = identity.ek_hash,
+        needed = if id == identity.ek_hash && identity.ek_certificate.is_some() {
+            ", unless ek_ca_dir has the root of the EK certificate"
+        } else {
+            ""
+        },
         ak_name = hex::encode(identity.ak_name),
         policies = policies.join(" "),
     )

@@ -12,7 +12,13 @@ use tracing_subscriber::EnvFilter;
 
 /// Drives Keylime on behalf of devices that reach nothing but an MQTT broker
 #[derive(Debug, Parser)]
-#[command(name = "keylime-mqtt-bridge", version)]
+#[command(
+    name = "keylime-mqtt-bridge",
+    version,
+    after_help = "\
+Every key of the configuration can be set in the environment: KEYLIME_MQTT_BRIDGE_VERIFIER__URL is url in the table [verifier].
+The environment wins over the file, --set wins over both. Exits with 1, and a line that says why, when it cannot start."
+)]
 pub struct Cli {
     #[command(flatten)]
     source: Source,
@@ -37,7 +43,8 @@ struct Source {
 enum Command {
     /// Serves until SIGTERM or SIGINT
     Run,
-    /// Reads and checks the configuration with all its files, and connects to nothing
+    /// Reads and checks the configuration with all its files, and connects to nothing. Run it as the bridge's user: a
+    /// missing ticket_key_file is made
     CheckConfig,
     /// Shows devices that were seen by the running bridge but are not attested, and why
     Waiting {

@@ -1,5 +1,7 @@
 //! How a run ends, and the exit code that says so to scripts and service managers.
 
+use std::fmt;
+
 use keylime_mqtt_schemas::messages::{LaterReason, Outcome, RefusedReason};
 
 /// How a run ended.
@@ -17,6 +19,21 @@ pub enum Ending {
     Unanswered,
     /// Once: time ran out while the TPM could not be used.
     NoTpm,
+}
+
+impl fmt::Display for Ending {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Stopped => f.write_str("stopped by a signal"),
+            Self::Attested(Outcome::Pass) => f.write_str("Keylime says PASS"),
+            Self::Attested(Outcome::Fail) => f.write_str("Keylime says FAIL"),
+            Self::Attested(Outcome::Unknown) => f.write_str("Keylime has not judged the evidence yet"),
+            Self::Refused(reason) => write!(f, "refused: {reason}"),
+            Self::ToldToWait(reason) => write!(f, "told to wait: {reason}"),
+            Self::Unanswered => f.write_str("no bridge answered before the deadline"),
+            Self::NoTpm => f.write_str("the TPM could not be used before the deadline"),
+        }
+    }
 }
 
 impl Ending {
@@ -40,7 +57,7 @@ Exit codes:
    0  stopped by a signal; with --once: Keylime says PASS
    1  unexpected error, see the log
    2  the configuration or the command line is wrong
-  10  --once: Keylime says FAIL
+  10  --once: Keylime says FAIL; before the next attestation is due, this and 0 repeat the last verdict
   11  --once: the evidence was accepted, Keylime has not judged it yet
   12  --once: refused; the log says why and what to do
   13  --once: told to wait (not enrolled yet, no policy, rebooted ...)

@@ -52,6 +52,7 @@ struct Said {
     verdict: Option<Verdict>,
     waiting: Option<LaterReason>,
     refused: Option<RefusedReason>,
+    attesting: bool,
 }
 
 impl Session {
@@ -183,6 +184,9 @@ impl Session {
 
     fn send(&mut self, up: &Up, via: Option<&Via>) {
         self.message = self.message.wrapping_add(1);
+        if matches!(up, Up::Evidence(_)) {
+            self.say_attesting();
+        }
         let topic = self.topics.evidence(&self.id, via);
         match pack_up(up, self.message, self.payload_bytes) {
             Ok(payloads) => {
@@ -216,6 +220,7 @@ impl Session {
             }
             Report::Waiting(later) => {
                 if self.said.waiting.replace(later.reason) != Some(later.reason) {
+                    self.said.attesting = false;
                     tracing::info!(seconds = later.seconds, "told to wait: {}", later.reason);
                 }
                 let until = Instant::now() + Duration::from_secs(u64::from(later.seconds));
@@ -225,15 +230,29 @@ impl Session {
             }
             Report::Refused(refused) => {
                 if self.said.refused.replace(refused.reason) != Some(refused.reason) {
+                    self.said.attesting = false;
                     tracing::warn!(seconds = refused.seconds, "refused: {}", refused.reason);
                 }
                 self.end_once(Ending::Refused(refused.reason));
             }
             Report::Unanswered(LONG_UNANSWERED) => tracing::warn!(
-                "no bridge answers: does one run with this topic prefix, and may this device publish to its evidence topic?"
+                "no bridge answers: does one run with this topic prefix, and is {} the common name in broker.cert_file, by which the broker's ACL goes?",
+                self.id
             ),
             Report::Unanswered(times) => tracing::info!(times, "no bridge has answered yet"),
             Report::Ignored(why) => tracing::debug!(why, "ignored a question"),
+        }
+    }
+
+    /// To a device that runs on the bridge tells no verdict, so this is what its log says of success: once, and again
+    /// after it was told to wait for something that only an operator mends.
+    fn say_attesting(&mut self) {
+        let mended = |reason: &mut LaterReason| {
+            matches!(reason, LaterReason::NotEnrolled | LaterReason::NoPolicy | LaterReason::Rebooted)
+        };
+        self.said.waiting.take_if(mended);
+        if !std::mem::replace(&mut self.said.attesting, true) {
+            tracing::info!("evidence goes to Keylime; the verdict is in this device's result topic");
         }
     }
 
