@@ -51,7 +51,6 @@ impl Service {
         let patience = settings.command_timeout;
         let (queue, mut jobs) = mpsc::channel::<Job>(QUEUE);
         let busy = Arc::new(BusySince::default());
-        let marks = Arc::clone(&busy);
         let run = move || {
             // A signal that interrupts poll() inside the device TCTI loses the response and with it the connection
             // (tpm2-tss issue 3086), so the other threads take all signals.
@@ -61,9 +60,7 @@ impl Service {
             let mut device =
                 Device { settings, tcti, saved, opened: None, announced: None, room: Room::Ours };
             while let Some(job) = jobs.blocking_recv() {
-                marks.begin();
                 job(&mut device);
-                marks.end();
             }
         };
         thread::Builder::new().name("tpm".to_owned()).spawn(run).map_err(TpmError::Spawn)?;
@@ -86,12 +83,17 @@ impl Service {
         work: impl FnOnce(&mut Device) -> Result<T, TpmError> + Send + 'static,
     ) -> Result<T, TpmError> {
         let (reply, answer) = oneshot::channel();
+        let marks = Arc::clone(&self.busy);
         let job: Job = Box::new(move |device| {
             // A caller that gave up while the request waited wants no signature any more.
             if reply.is_closed() {
                 return;
             }
-            if reply.send(work(device)).is_err() {
+            marks.begin();
+            let result = work(device);
+            // Before the answer: whoever has it sees the thread idle.
+            marks.end();
+            if reply.send(result).is_err() {
                 tracing::debug!(operation, "the TPM finished after its caller had given up");
             }
         });
