@@ -11,6 +11,7 @@
 
 pub mod agent_id;
 pub mod codec;
+pub mod compact;
 pub mod exchange;
 pub mod fragment;
 pub mod messages;

@@ -25,6 +25,10 @@
 //!
 //! and from then on one `Challenge` down and one `Evidence` up whenever the verifier's interval has passed.
 //!
+//! **Bytes.** Neither says what the other holds already: `Unchanged` stands for a `Ready` said before, a brief quote for
+//! the whole one, values and lines are those that are new. Whatever was left out wrongly is refuted by a signature or a
+//! digest, and asked for in full.
+//!
 //! **Loss** is repaired here alone. The bridge repeats its question a few times, then waits; the device repeats its
 //! cached answer. A device that hears nothing for the stated time says `Ready`, and a bridge that knows nothing takes
 //! `Ready` as a first attestation. There is no third mechanism.
@@ -44,3 +48,12 @@ pub use relay::Relay;
 
 /// Time since an arbitrary start, monotonic.
 pub type Time = std::time::Duration;
+
+/// How a message is given to the broker. Either may be lost: only an answer shows that it came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Delivery {
+    /// `QoS` 0: no acknowledgement, which costs as much as a small message. For what is repeated soon if it is lost.
+    Lean,
+    /// `QoS` 1: for what is said rarely, or again because it may have been lost.
+    Assured,
+}

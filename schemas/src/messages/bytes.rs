@@ -66,6 +66,18 @@ exact_bytes!(
     BootMarker, 16, shown
 );
 exact_bytes!(
+    /// The first four bytes of a [`BootMarker`]: tells the boots of one device apart in questions and answers.
+    BootTag, 4, shown
+);
+exact_bytes!(
+    /// The first four bytes of SHA-256 over a PCR mask and the values: says which values the other side holds.
+    PcrTag, 4, shown
+);
+exact_bytes!(
+    /// The first eight bytes of SHA-256 over what a `Ready` says of a boot: [`super::Ready::tag`].
+    ReadyTag, 8, shown
+);
+exact_bytes!(
     /// A SHA-256 digest.
     Digest, 32, shown
 );
@@ -77,8 +89,15 @@ exact_bytes!(
 impl Nonce {
     /// The tag by which an answer names this nonce.
     pub fn tag(&self) -> NonceTag {
-        let [a, b, c, d, ..] = *Digest::of(&[self.as_bytes()]).as_bytes();
-        NonceTag::from([a, b, c, d])
+        NonceTag::from(Digest::of(&[self.as_bytes()]).first())
+    }
+}
+
+impl BootMarker {
+    /// The tag by which questions and answers name this boot.
+    pub fn tag(&self) -> BootTag {
+        let [a, b, c, d, ..] = *self.as_bytes();
+        BootTag::from([a, b, c, d])
     }
 }
 
@@ -90,6 +109,12 @@ impl Digest {
             hash.update(part);
         }
         Self::from(<[u8; 32]>::from(hash.finalize()))
+    }
+
+    /// Its first bytes, for tags.
+    pub(crate) fn first<const N: usize>(&self) -> [u8; N] {
+        const { assert!(N <= 32) };
+        self.as_bytes().first_chunk().copied().unwrap_or([0; N])
     }
 }
 
@@ -195,6 +220,12 @@ impl PcrMask {
     /// Whether it names `pcr`.
     pub fn contains(self, pcr: u8) -> bool {
         pcr < 24 && self.0 >> pcr & 1 == 1
+    }
+
+    /// The same without `pcr`.
+    #[must_use]
+    pub fn without(self, pcr: u8) -> Self {
+        Self(self.0 & !1_u32.checked_shl(pcr.into()).unwrap_or(0))
     }
 
     /// Whether every PCR of `other` is in it.

@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize, Serializer};
 
-use super::bytes::{BootMarker, Bounded, Nonce, NonceTag, PcrMask};
+use super::bytes::{BootTag, Bounded, Nonce, NonceTag, PcrMask, PcrTag};
 use super::kind;
 use super::limits::{MAX_CREDENTIAL, MAX_TICKET};
 use crate::topics::Via;
@@ -105,7 +105,7 @@ pub struct Challenge {
     /// The verifier's nonce.
     pub nonce: Nonce,
     /// The boot it was asked for; another boot answers with `Ready`.
-    pub boot: BootMarker,
+    pub boot: BootTag,
     /// PCRs to quote, in the SHA-256 bank.
     pub pcrs: PcrMask,
     /// Seconds for which an answer is of use.
@@ -115,12 +115,19 @@ pub struct Challenge {
     /// The IMA line to send from, when the IMA log is wanted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ima_offset: Option<u64>,
-    /// Whether the UEFI log is part of the evidence.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub uefi: bool,
+    /// Which values of these PCRs the bridge holds, PCR 10 left out where IMA lines are asked for: those that are the
+    /// same need not be sent. Absent when it holds none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub held: Option<PcrTag>,
     /// A new ticket to keep.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ticket: Option<Bounded<MAX_TICKET>>,
+    /// Answer with the full quote and all values: what was left out was guessed wrong.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub full: bool,
+    /// The bridge has the reference file that `Ready` named.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub reference: bool,
 }
 
 /// A measurement log.
@@ -139,11 +146,14 @@ pub struct Need {
     /// Which log.
     pub log: LogKind,
     /// The boot it is of.
-    pub boot: BootMarker,
-    /// From where: a byte of the UEFI log, a line of the IMA log.
+    pub boot: BootTag,
+    /// From where: a byte of the packed UEFI log, a line of the IMA log.
     pub offset: u64,
     /// Up to where, not included, in parts one after the other.
     pub upto: u64,
+    /// The bridge has the reference file that `Ready` named.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub reference: bool,
 }
 
 /// State that the evidence for this nonce is yours.

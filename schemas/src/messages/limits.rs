@@ -10,12 +10,17 @@ pub const MAX_PUBLIC: usize = 1024;
 pub const MAX_CERTIFICATE: usize = 4096;
 /// A ticket seals a session token of about 80 bytes and an AK name.
 pub const MAX_TICKET: usize = 512;
+/// The number in an RSA signature, up to 4096 bits.
+pub const MAX_RSA_SIGNATURE: usize = 512;
 /// 24 PCRs of 32 bytes.
 pub const MAX_PCR_VALUES: usize = 24 * 32;
-/// IMA lines inside one evidence: what a log may grow by between offer and quote. Above that the log goes as blobs.
+/// IMA lines inside one evidence, packed and unpacked: what a log may grow by between offer and quote. Above that the
+/// log goes as blobs.
 pub const MAX_INLINE_IMA: usize = 768 * 1024;
-/// One part of a log.
+/// One part of a log, as it travels.
 pub const MAX_PART: usize = 64 * 1024;
+/// IMA lines of one part, unpacked; a single line may be as long.
+pub const MAX_PART_LINES: usize = 1024 * 1024;
 /// A UEFI log; the largest known are below 100 kB.
 pub const MAX_UEFI_LOG: u32 = 4 * 1024 * 1024;
 /// The registrar's blob for an RSA EK is 336 bytes.

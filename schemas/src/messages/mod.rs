@@ -6,16 +6,20 @@ mod bytes;
 mod down;
 mod kind;
 pub mod limits;
+mod pcrs;
 mod result;
 mod up;
 
-pub use bytes::{AkName, BootMarker, Bounded, Digest, NoSuchPcr, Nonce, NonceTag, PcrMask, TooLong};
+pub use bytes::{
+    AkName, BootMarker, BootTag, Bounded, Digest, NoSuchPcr, Nonce, NonceTag, PcrMask, PcrTag, ReadyTag, TooLong,
+};
 pub use down::{
     Accepted, Challenge, Credential, Down, Enrolled, Later, LaterReason, LogKind, Need, Outcome, Prove,
     Question, Refused, RefusedReason, State,
 };
+pub use pcrs::{IMA_PCR, PcrValues, ValuesDiffer};
 pub use result::{AttestationResult, BridgeStatus, Verdict};
 pub use up::{
-    Activation, Blob, Enrol, Evidence, ImaSegment, NotYet, NotYetReason, Presence, Proof, Ready, Signed,
-    Statement, UefiLog, Up,
+    Activation, Blob, Brief, Enrol, Evidence, ImaSegment, NotYet, NotYetReason, Presence, Proof, Quote, Ready,
+    Signed, Statement, UefiLog, Unchanged, Up,
 };

@@ -4,12 +4,14 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize, Serializer};
 
-use super::bytes::{BootMarker, Bounded, Digest, NonceTag, PcrMask};
+use super::bytes::{BootMarker, BootTag, Bounded, Digest, NonceTag, PcrMask, ReadyTag};
 use super::kind;
 use super::limits::{
-    MAX_ATTEST, MAX_CERTIFICATE, MAX_INLINE_IMA, MAX_PART, MAX_PCR_VALUES, MAX_PUBLIC, MAX_SIGNATURE,
+    MAX_ATTEST, MAX_CERTIFICATE, MAX_INLINE_IMA, MAX_PART, MAX_PUBLIC, MAX_RSA_SIGNATURE, MAX_SIGNATURE,
     MAX_TICKET,
 };
+use super::pcrs::PcrValues;
+use crate::codec;
 
 /// What a device says.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -30,6 +32,8 @@ pub enum Up {
     Statement(Statement),
     /// A question that cannot be answered yet, and why.
     NotYet(NotYet),
+    /// I am here, and as I said in my last [`Ready`].
+    Unchanged(Unchanged),
 }
 
 impl Up {
@@ -44,6 +48,7 @@ impl Up {
             Self::Blob(_) => "Blob",
             Self::Statement(_) => "Statement",
             Self::NotYet(_) => "NotYet",
+            Self::Unchanged(_) => "Unchanged",
         }
     }
 }
@@ -60,6 +65,7 @@ impl Serialize for Up {
             Self::Blob(body) => kind::entry(serializer, 5, body),
             Self::Statement(body) => kind::entry(serializer, 6, body),
             Self::NotYet(body) => kind::entry(serializer, 7, body),
+            Self::Unchanged(body) => kind::entry(serializer, 8, body),
         }
     }
 }
@@ -123,6 +129,31 @@ pub struct Ready {
     /// Seconds between wakings of a device that sleeps; 0 when it wakes at no fixed time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sleep: Option<u32>,
+    /// SHA-256 of the reference file that the device has: what it knows need not travel.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reference: Option<Digest>,
+}
+
+impl Ready {
+    /// Names all that it says of this boot, so that it need not be said twice: everything but the length of the IMA
+    /// log, which grows, and the ticket, which only a bridge without memory needs.
+    pub fn tag(&self) -> ReadyTag {
+        let lasting = Self { ima_entries: None, ticket: None, ..self.clone() };
+        // what can be sent can be encoded
+        let encoded = codec::encode(&lasting).unwrap_or_default();
+        ReadyTag::from(Digest::of(&[&encoded]).first())
+    }
+}
+
+/// The device is as its last [`Ready`] said. A bridge that does not know what that was asks for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Unchanged {
+    /// Which `Ready`.
+    pub ready: ReadyTag,
+    /// Lines in the IMA log, where there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ima_entries: Option<u64>,
 }
 
 /// Names a UEFI log by its content.
@@ -145,6 +176,40 @@ pub struct Proof {
     pub signed: Signed,
 }
 
+/// A quote, in full or without what the bridge can add.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub enum Quote {
+    /// As the TPM gave it.
+    Full(Signed),
+    /// What only the TPM knew.
+    Brief(Brief),
+}
+
+impl Serialize for Quote {
+    /// The numbers are those of the derived `Deserialize`: a form's place in the enum.
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Full(body) => kind::entry(serializer, 0, body),
+            Self::Brief(body) => kind::entry(serializer, 1, body),
+        }
+    }
+}
+
+/// A quote of which the bridge can make the rest: nonce, PCR selection and PCR digest from the challenge and the values,
+/// the signer's name, firmware version, reset and restart count from the statement of this boot. The signature shows
+/// whether it made it right; if not, it asks for the full form.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Brief {
+    /// `clock` of TPMS_CLOCK_INFO, in milliseconds; `safe` is set.
+    pub clock: u64,
+    /// RSASSA with SHA-256: the number alone, without the TPMT_SIGNATURE around it.
+    pub signature: Bounded<MAX_RSA_SIGNATURE>,
+    /// `restartCount`, when it is another than in the statement of this boot.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restart_count: Option<u32>,
+}
+
 /// A quote and what it covers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -152,15 +217,14 @@ pub struct Evidence {
     /// Which nonce it answers.
     pub tag: NonceTag,
     /// The quote.
-    pub quote: Signed,
-    /// The quoted PCRs' values, 32 bytes each, ascending.
-    pub pcr_values: Bounded<MAX_PCR_VALUES>,
-    /// The IMA lines that were asked for.
+    pub quote: Quote,
+    /// Values of quoted PCRs: of all with a full quote; with a brief one of those that the bridge does not hold, and
+    /// PCR 10 only where the IMA lines do not lead to it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pcrs: Option<PcrValues>,
+    /// The IMA lines that were asked for; absent when there are none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ima: Option<ImaSegment>,
-    /// SHA-256 of this boot's UEFI log, when it was asked for.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub uefi: Option<Digest>,
 }
 
 /// Whole lines of the ascii IMA log.
@@ -169,8 +233,8 @@ pub struct Evidence {
 pub struct ImaSegment {
     /// Lines of the log before these.
     pub offset: u64,
-    /// The lines as the kernel gave them, each with its newline.
-    pub lines: Bounded<MAX_INLINE_IMA>,
+    /// The lines in columns: [`crate::compact::pack_ima`].
+    pub packed: Bounded<MAX_INLINE_IMA>,
 }
 
 /// A part of a log.
@@ -180,11 +244,14 @@ pub struct Blob {
     /// The log: 0 UEFI, 1 IMA.
     pub log: super::LogKind,
     /// The boot that the log is of.
-    pub boot: BootMarker,
-    /// Where the part begins: a byte of the UEFI log, a line of the IMA log.
+    pub boot: BootTag,
+    /// Where the part begins: a byte of the packed UEFI log ([`crate::compact::pack_uefi`]), a line of the IMA log.
     pub offset: u64,
-    /// The part: bytes of the UEFI log, whole lines of the IMA log. Empty at the end of the log.
+    /// The part: bytes of the packed UEFI log; whole lines of the IMA log, in columns. Empty at the end of the log.
     pub part: Bounded<MAX_PART>,
+    /// Bytes of the whole packed UEFI log, in each of its parts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub total: Option<u32>,
 }
 
 /// A quote of no PCRs by which the device says: this evidence is what I sent.

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::exchange::Delivery;
 use crate::messages::limits::MAX_TICKET;
 use crate::messages::{
     Accepted, Activation, Blob, Bounded, Challenge, Digest, Down, Enrol, Evidence, Later, Need, Nonce,
@@ -20,6 +21,8 @@ pub struct Settings {
     pub silence_cap: Duration,
     /// After waiting so long to be enrolled at the verifier the device registers again, and no oftener.
     pub enrol_again_after: Duration,
+    /// Connects only to attest: speaks up at each connection.
+    pub sleeps: bool,
     /// Differs per device, so that a fleet spreads.
     pub seed: u64,
 }
@@ -31,6 +34,7 @@ impl Default for Settings {
             retry_cap: Duration::from_secs(300),
             silence_cap: Duration::from_secs(900),
             enrol_again_after: Duration::from_secs(3600),
+            sleeps: false,
             seed: 0,
         }
     }
@@ -63,7 +67,7 @@ pub enum Work {
     },
     /// Certify the AK over a session nonce.
     Prove(Prove),
-    /// Quote, then read what the challenge wants.
+    /// Quote, then read what the challenge wants: in full where it says so, else without what the bridge holds.
     Collect(Challenge),
     /// Read one part of a log: from `offset`, up to `upto` at most, and as much as one payload carries.
     Read(Need),
@@ -92,9 +96,19 @@ pub enum Done {
     /// For [`Work::Prove`].
     Proved(Proof),
     /// For [`Work::Collect`].
-    Collected(Evidence),
+    Collected {
+        /// The evidence.
+        evidence: Evidence,
+        /// The first line of the IMA log that it does not have, where lines were asked for.
+        ima_end: Option<u64>,
+    },
     /// For [`Work::Read`].
-    Read(Blob),
+    Read {
+        /// The part.
+        blob: Blob,
+        /// Where the next part begins; the same as this one's offset at the end of the log.
+        next: u64,
+    },
     /// For [`Work::State`].
     Stated(Statement),
     /// It cannot be done yet; the bridge should know why.
@@ -109,7 +123,7 @@ pub enum Done {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Output {
     /// Publish, to the bridge named or to any.
-    Send(Up, Option<Via>),
+    Send(Up, Option<Via>, Delivery),
     /// Do this and come back with [`Input::Done`].
     Work(Work),
     /// Something to log, to persist or to end on.

@@ -11,12 +11,12 @@ use std::time::Duration;
 
 pub use interface::{Done, Input, Output, Report, Settings, Work};
 
-use super::Time;
 use super::retry::{Jitter, doubled};
+use super::{Delivery, Time};
 use crate::codec;
 use crate::messages::{
-    Activation, BootMarker, Challenge, Digest, Down, Evidence, LaterReason, LogKind, Need, Proof, Question,
-    State, Up,
+    Activation, BootMarker, BootTag, Challenge, Digest, Down, Evidence, LaterReason, Need, Proof,
+    Question, Ready, ReadyTag, State, Unchanged, Up,
 };
 use crate::topics::Via;
 
@@ -54,6 +54,7 @@ enum Stance {
 struct Answered {
     challenge: Challenge,
     evidence: Evidence,
+    ima_end: Option<u64>,
 }
 
 /// The device's half.
@@ -65,6 +66,11 @@ pub struct Attester {
     enrolled: bool,
     stance: Stance,
     boot: Option<BootMarker>,
+    /// What the last `Ready` said, and whether a bridge has acted on it since.
+    said: Option<ReadyTag>,
+    known: bool,
+    /// The connection is so new that nothing was sent over it.
+    fresh: bool,
     working: Option<Job>,
     queue: VecDeque<Job>,
     activated: Option<Activation>,
@@ -85,6 +91,9 @@ impl Attester {
             enrolled,
             stance: Stance::Due,
             boot: None,
+            said: None,
+            known: false,
+            fresh: false,
             working: None,
             queue: VecDeque::new(),
             activated: None,
@@ -101,6 +110,10 @@ impl Attester {
         match input {
             Input::Connected => {
                 self.connected = true;
+                self.fresh = true;
+                if self.settings.sleeps {
+                    self.stance = Stance::Due;
+                }
                 if matches!(self.stance, Stance::Due | Stance::Introduced { .. }) {
                     self.introduce(now);
                 }
@@ -162,7 +175,7 @@ impl Attester {
                 let blob = credential.blob.into_vec();
                 let digest = Digest::of(&[&blob]);
                 match self.activated.clone().filter(|activation| activation.credential == digest) {
-                    Some(activation) => self.send(Up::Activation(activation), via),
+                    Some(activation) => self.send(Up::Activation(activation), via, Delivery::Assured),
                     None => self.enqueue(Work::Activate { blob }, via, None),
                 }
             }
@@ -178,25 +191,28 @@ impl Attester {
                 self.engage(DEFAULT_SILENCE, now);
                 let tag = prove.nonce.tag();
                 match self.proved.clone().filter(|proof| proof.tag == tag) {
-                    Some(proof) => self.send(Up::Proof(proof), via),
+                    Some(proof) => self.send(Up::Proof(proof), via, Delivery::Assured),
                     None => self.enqueue(Work::Prove(prove), via, None),
                 }
             }
             Question::Challenge(challenge) => self.challenged(challenge, via, now),
-            Question::Need(need) if self.is_this_boot(&need.boot) => {
+            Question::Need(need) if self.is_this_boot(need.boot) => {
                 self.engage(DEFAULT_SILENCE, now);
                 self.enqueue(Work::Read(need), via, None);
             }
             Question::Need(_) => self.introduce_for_this_boot(now),
             Question::State(state) => self.asked_to_state(state, via, now),
             Question::Accepted(accepted) => {
+                self.known = self.said.is_some();
                 self.engage(Duration::from_secs(u64::from(accepted.seconds)) * 3 + DEFAULT_SILENCE / 4, now);
                 self.report(Report::Accepted(accepted));
             }
             Question::Later(later) => {
                 self.wait(later.seconds, now);
-                if later.reason == LaterReason::NotEnrolled {
-                    self.enrol_again_if_long(now);
+                match later.reason {
+                    LaterReason::NotEnrolled => self.enrol_again_if_long(now),
+                    LaterReason::Again => self.known = false,
+                    _ => {}
                 }
                 self.report(Report::Waiting(later));
             }
@@ -211,19 +227,21 @@ impl Attester {
         if let Some(ticket) = challenge.ticket.clone() {
             self.report(Report::Ticket(ticket));
         }
-        if !self.is_this_boot(&challenge.boot) {
+        if !self.is_this_boot(challenge.boot) {
             self.introduce_for_this_boot(now);
             return;
         }
         self.not_enrolled_since = None;
+        self.known = self.said.is_some();
         self.engage(Duration::from_secs(u64::from(challenge.silence)), now);
         let repeated = |answered: &&Answered| {
             answered.challenge.nonce == challenge.nonce
                 && answered.challenge.ima_offset == challenge.ima_offset
+                && (answered.challenge.full || !challenge.full)
         };
         if let Some(answered) = self.answered.as_ref().filter(repeated) {
             let evidence = Up::Evidence(answered.evidence.clone());
-            self.send(evidence, via);
+            self.send(evidence, via, Delivery::Assured);
             return;
         }
         // a newer challenge has made the older one useless
@@ -243,7 +261,7 @@ impl Attester {
             state,
             nonce: answered.challenge.nonce,
             evidence: Digest::of(&[&encoded]),
-            ima_end: answered.evidence.ima.as_ref().map(|ima| ima.offset + lines(ima.lines.as_slice())),
+            ima_end: answered.ima_end,
         };
         self.engage(DEFAULT_SILENCE, now);
         self.enqueue(work, via, None);
@@ -254,48 +272,50 @@ impl Attester {
         match (work, done) {
             (Work::Introduce, Done::Introduced(enrol)) => {
                 self.enrolled_at = Some(now);
-                self.send(Up::Enrol(enrol), None);
+                self.send(Up::Enrol(enrol), None, Delivery::Assured);
             }
             (Work::Describe, Done::Described(ready)) => {
                 if self.boot.replace(ready.boot) != Some(ready.boot) {
                     self.answered = None;
                 }
-                self.send(Up::Ready(ready), None);
+                self.describe(ready);
             }
             (Work::Activate { .. }, Done::Activated(activation)) => {
                 self.activated = Some(activation.clone());
-                self.send(Up::Activation(activation), via);
+                self.send(Up::Activation(activation), via, Delivery::Assured);
             }
             (Work::Prove(_), Done::Proved(proof)) => {
                 self.proved = Some(proof.clone());
-                self.send(Up::Proof(proof), via);
+                self.send(Up::Proof(proof), via, Delivery::Assured);
             }
-            (Work::Collect(_), Done::Collected(_)) if good_until.is_some_and(|until| until < now) => {
+            (Work::Collect(_), Done::Collected { .. }) if good_until.is_some_and(|until| until < now) => {
                 self.report(Report::Ignored("the challenge ran out before the evidence was made"));
                 self.introduce(now);
             }
-            (Work::Collect(challenge), Done::Collected(evidence)) => {
-                self.send(Up::Evidence(evidence.clone()), via);
-                self.answered = Some(Answered { challenge, evidence });
+            (Work::Collect(challenge), Done::Collected { evidence, ima_end }) => {
+                let delivery = if challenge.full { Delivery::Assured } else { Delivery::Lean };
+                self.send(Up::Evidence(evidence.clone()), via, delivery);
+                self.answered = Some(Answered { challenge, evidence, ima_end });
             }
-            (Work::Read(need), Done::Read(blob)) => {
-                let part = blob.part.as_slice();
-                let step = match need.log {
-                    LogKind::Uefi => part.len() as u64,
-                    LogKind::Ima => lines(part),
-                };
-                let next = Need { offset: need.offset + step, ..need };
-                self.send(Up::Blob(blob), via.clone());
-                if step > 0 && next.offset < next.upto {
-                    self.enqueue(Work::Read(next), via, None);
+            (Work::Read(need), Done::Read { blob, next }) => {
+                let step = next.saturating_sub(need.offset);
+                // the packed UEFI log ends where its parts say
+                let upto = blob.total.map_or(need.upto, |total| need.upto.min(total.into()));
+                self.send(Up::Blob(blob), via.clone(), Delivery::Assured);
+                if step > 0 && next < upto {
+                    self.enqueue(Work::Read(Need { offset: next, ..need }), via, None);
                 }
             }
-            (Work::State { .. }, Done::Stated(statement)) => self.send(Up::Statement(statement), via),
+            (Work::State { .. }, Done::Stated(statement)) => {
+                self.send(Up::Statement(statement), via, Delivery::Assured);
+            }
             (Work::Prove(_) | Work::Collect(_) | Work::State { .. }, Done::NotYet(not_yet)) => {
-                self.send(Up::NotYet(not_yet), via);
+                self.send(Up::NotYet(not_yet), via, Delivery::Assured);
             }
             (_, Done::Rebooted) => {
                 self.boot = None;
+                self.said = None;
+                self.known = false;
                 self.answered = None;
                 self.introduce(now);
             }
@@ -304,8 +324,23 @@ impl Attester {
         }
     }
 
-    fn is_this_boot(&self, boot: &BootMarker) -> bool {
-        self.boot.as_ref() == Some(boot)
+    /// Says how this boot is, in a few bytes where a bridge has acted on the same before.
+    fn describe(&mut self, ready: Ready) {
+        let tag = ready.tag();
+        let first = matches!(self.stance, Stance::Introduced { attempt: 1, .. });
+        let delivery = if self.fresh && self.settings.sleeps { Delivery::Lean } else { Delivery::Assured };
+        let known = std::mem::take(&mut self.known) && self.said == Some(tag) && first;
+        self.said = Some(tag);
+        if known {
+            let unchanged = Unchanged { ready: tag, ima_entries: ready.ima_entries };
+            self.send(Up::Unchanged(unchanged), None, delivery);
+        } else {
+            self.send(Up::Ready(ready), None, Delivery::Assured);
+        }
+    }
+
+    fn is_this_boot(&self, boot: BootTag) -> bool {
+        self.boot.is_some_and(|own| own.tag() == boot)
     }
 
     /// A question for another boot: the bridge has to learn of this one. Once is enough while that is under way.
@@ -338,8 +373,9 @@ impl Attester {
         self.stance = Stance::Waiting { until: now + told + spread };
     }
 
-    fn send(&mut self, message: Up, via: Option<Via>) {
-        self.outputs.push_back(Output::Send(message, via));
+    fn send(&mut self, message: Up, via: Option<Via>, delivery: Delivery) {
+        self.fresh = false;
+        self.outputs.push_back(Output::Send(message, via, delivery));
     }
 
     fn report(&mut self, report: Report) {
@@ -367,9 +403,4 @@ impl Attester {
             }
         }
     }
-}
-
-/// Lines of an IMA log: every one ends in a newline.
-pub(crate) fn lines(text: &[u8]) -> u64 {
-    memchr::memchr_iter(b'\n', text).count() as u64
 }

@@ -2,16 +2,18 @@
 
 use std::time::Duration;
 
+use super::gather::{EndsWithNewline as _, lines};
 use super::phase::{Phase, Repeat, Retry, Step, Unsubmitted};
 use super::port::{
-    Command, Facts, ImaText, Offer, Offered, Restored, Restoring, Submitted, Token, Unavailable,
+    Command, Facts, ImaText, Offer, Offered, Restore, Restored, Restoring, Submitted, Token, Unavailable,
 };
-use super::{Notice, Relay, Time, doubled, whole_seconds};
+use super::{Delivery, Notice, Relay, Time, doubled, whole_seconds};
 use crate::codec;
-use crate::exchange::attester::lines;
+use crate::compact::unpack_ima;
+use crate::messages::limits::MAX_INLINE_IMA;
 use crate::messages::{
-    Challenge, Digest, Evidence, LaterReason, NotYet, NotYetReason, Question, RefusedReason, State,
-    Statement, Up, Verdict,
+    Challenge, Digest, Evidence, IMA_PCR, LaterReason, NotYet, NotYetReason, PcrMask, PcrValues, Question,
+    Quote, RefusedReason, State, Statement, Up, Verdict,
 };
 use crate::statement::evidence_statement;
 
@@ -97,10 +99,12 @@ impl Relay {
     }
 
     fn challenge(&mut self, offer: Offer, repeat: Repeat, now: Time) {
-        let Some(boot) = self.facts.as_ref().map(|facts| facts.boot) else {
+        let Some(boot) = self.facts.as_ref().map(|facts| facts.boot.tag()) else {
             self.start_over();
             return;
         };
+        let first = !matches!(&self.asked, Some(asked) if *asked == offer.nonce);
+        self.asked = Some(offer.nonce);
         let repeats = u32::from(self.settings.repeats) + 1;
         let silence = (self.interval() + self.settings.repeat_after * repeats) * 2;
         let question = Challenge {
@@ -110,11 +114,21 @@ impl Relay {
             good_for: whole_seconds(offer.expires_at.saturating_sub(now)),
             silence: whole_seconds(silence.max(LEAST_SILENCE)),
             ima_offset: offer.ima_offset().map(|from| self.ima_next(from)),
-            uefi: offer.wants_uefi(),
+            held: self.held_for(&offer).map(|held| held.tag()),
             ticket: self.ticket.clone(),
+            full: self.full,
+            reference: offer.ima_offset().is_some() && self.reference().is_some(),
         };
         self.phase = Phase::AwaitEvidence { offer, repeat: repeat.at(now), told: false };
-        self.send(Question::Challenge(question));
+        let delivery = if first { Delivery::Lean } else { Delivery::Assured };
+        self.deliver(Question::Challenge(question), delivery);
+    }
+
+    /// The values held of the PCRs asked for. PCR 10 goes its own way where IMA lines lead to it.
+    fn held_for(&self, offer: &Offer) -> Option<PcrValues> {
+        let mask = values_wanted(offer);
+        let held = self.held.as_ref().filter(|held| held.mask().covers(mask))?;
+        Some(held.only(mask))
     }
 
     /// The line from which the device has to send, given the line the verifier named.
@@ -122,11 +136,11 @@ impl Relay {
         self.gathered.as_ref().filter(|gathered| gathered.from == from).map_or(from, |gathered| gathered.next)
     }
 
-    pub(super) fn evidence(&mut self, evidence: Evidence) {
+    pub(super) fn evidence(&mut self, evidence: Evidence, now: Time) {
         match std::mem::take(&mut self.phase) {
             Phase::AwaitEvidence { offer, repeat, told } if offer.nonce.tag() == evidence.tag => {
                 match self.what_does_not_fit(&offer, &evidence) {
-                    None => self.restore(offer, evidence),
+                    None => self.restore(offer, evidence, now),
                     Some(why) => {
                         self.dropped("Evidence", why);
                         self.phase = Phase::AwaitEvidence { offer, repeat, told };
@@ -147,50 +161,94 @@ impl Relay {
     /// What of the answer does not answer the question, before anything is computed.
     fn what_does_not_fit(&self, offer: &Offer, evidence: &Evidence) -> Option<&'static str> {
         let wanted = offer.ima_offset().map(|from| self.ima_next(from));
-        let uefi = self.facts.as_ref().and_then(|facts| facts.uefi).filter(|_| offer.wants_uefi());
-        if evidence.pcr_values.as_slice().len() != offer.pcrs.count() * 32 {
-            Some("not as many PCR values as were asked for")
-        } else if evidence.ima.as_ref().map(|ima| ima.offset) != wanted {
+        let sent = evidence.pcrs.as_ref().map(PcrValues::mask).unwrap_or_default();
+        if !offer.pcrs.covers(sent) {
+            Some("values of PCRs that were not asked for")
+        } else if evidence.ima.as_ref().is_some_and(|ima| Some(ima.offset) != wanted) {
             Some("IMA lines from another offset than was asked for")
-        } else if evidence.ima.as_ref().is_some_and(|ima| !ima.lines.as_slice().ends_with_newline()) {
-            Some("IMA lines that do not end in a newline")
-        } else if evidence.uefi != uefi.map(|log| log.digest) {
-            Some("another UEFI log than the one announced")
         } else {
             None
         }
     }
 
-    fn restore(&mut self, offer: Offer, evidence: Evidence) {
-        let Some(ak_public) = self.facts.as_ref().map(|facts| facts.ak_public.clone()) else { return };
-        self.ticket = None;
+    fn restore(&mut self, offer: Offer, evidence: Evidence, now: Time) {
+        let Some(facts) = self.facts.as_ref() else { return };
+        let Ok(lines) = self.unpacked(&evidence) else {
+            // perhaps the two references differ after all
+            self.plain = true;
+            return self.spoiled(offer, "Evidence", "IMA lines that cannot be unpacked", now);
+        };
+        let sent = evidence.pcrs.clone().unwrap_or_default();
+        let known = match evidence.quote {
+            Quote::Full(_) => sent,
+            Quote::Brief(_) => self.held_for(&offer).unwrap_or_default().overlaid(&sent),
+        };
+        if !known.mask().covers(values_wanted(&offer)) {
+            return self.refuted(offer, now);
+        }
         let ima = offer.ima_offset().map(|from| {
             let gathered = self.gathered.as_ref().filter(|gathered| gathered.from == from);
+            let gathered = gathered.map_or(&[][..], |gathered| &gathered.lines);
             ImaText {
                 offset: from,
-                lines: gathered.map(|gathered| gathered.lines.clone()).unwrap_or_default(),
+                lines: [gathered, &lines].concat(),
                 state: self.passed_ima.filter(|state| state.entries == from),
             }
         });
-        let step = Step::Restoring(offer.clone(), Box::new(evidence.clone()));
-        self.command(step, Command::Restore { offer, evidence: Box::new(evidence), ak_public, ima });
+        let restore = Restore {
+            quote: evidence.quote.clone(),
+            boot_statement: facts.statement.clone(),
+            ak_public: facts.ak_public.clone(),
+            pcrs: known,
+            ima,
+            uefi: facts.uefi.filter(|_| offer.wants_uefi()).map(|log| log.digest),
+            offer: offer.clone(),
+        };
+        self.ticket = None;
+        self.command(Step::Restoring(offer, Box::new(evidence)), Command::Restore(Box::new(restore)));
+    }
+
+    fn unpacked(&self, evidence: &Evidence) -> Result<Vec<u8>, ()> {
+        let Some(segment) = &evidence.ima else { return Ok(Vec::new()) };
+        let lines = unpack_ima(segment.packed.as_slice(), MAX_INLINE_IMA, self.reference()).map_err(drop)?;
+        if lines.ends_with_newline() { Ok(lines) } else { Err(()) }
     }
 
     pub(super) fn restored(&mut self, offer: Offer, evidence: &Evidence, restoring: Restoring, now: Time) {
         match restoring {
-            Restoring::Explained { restored, ima } => self.submit(Unsubmitted { offer, restored, ima }, now),
-            Restoring::Unexplained { restored, what } => {
+            Restoring::Explained { restored, pcrs, ima } => {
+                self.held = Some(pcrs);
+                self.full = false;
+                self.submit(Unsubmitted { offer, restored, ima }, now);
+            }
+            Restoring::Unexplained { restored, pcrs, what } => {
+                self.held = Some(pcrs);
+                self.full = false;
                 self.notice(Notice::Unexplained { what });
                 self.ask_to_state(offer, evidence, restored, now);
             }
+            Restoring::Refuted => self.refuted(offer, now),
             Restoring::Unbound(why) => self.spoiled(offer, "Evidence", why, now),
         }
+    }
+
+    /// What the device left out is not what the bridge put in its place: the same question, to be answered in full.
+    fn refuted(&mut self, offer: Offer, now: Time) {
+        if self.full {
+            return self.spoiled(offer, "Evidence", "not in full although asked for so", now);
+        }
+        self.dropped("Evidence", "the brief form does not verify; asked for the full one");
+        self.held = None;
+        self.full = true;
+        self.gather_ima_or_ask(offer, now);
     }
 
     /// Evidence that is not bound: once more for the same nonce, for it may have been changed on the way; then anew.
     fn spoiled(&mut self, offer: Offer, kind: &'static str, why: &'static str, now: Time) {
         self.dropped(kind, why);
         self.spoiled += 1;
+        self.held = None;
+        self.full = true;
         if self.spoiled % 2 == 1 {
             self.gather_ima_or_ask(offer, now);
         } else {
@@ -344,13 +402,7 @@ impl Relay {
     }
 }
 
-trait EndsWithNewline {
-    fn ends_with_newline(&self) -> bool;
-}
-
-impl EndsWithNewline for [u8] {
-    /// True of nothing, too.
-    fn ends_with_newline(&self) -> bool {
-        self.last().is_none_or(|byte| *byte == b'\n')
-    }
+/// PCRs whose values must be known before lines are followed.
+fn values_wanted(offer: &Offer) -> PcrMask {
+    if offer.ima_offset().is_some() { offer.pcrs.without(IMA_PCR) } else { offer.pcrs }
 }

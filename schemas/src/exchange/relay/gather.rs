@@ -6,16 +6,18 @@
 use super::phase::{Gather, Gathered, Phase, Repeat};
 use super::port::{Command, Offer};
 use super::{Relay, Time};
-use crate::exchange::attester::lines;
-use crate::messages::limits::MAX_UEFI_LOG;
+use crate::compact::{Reference, unpack_ima, unpack_uefi};
+use crate::messages::limits::{MAX_PART_LINES, MAX_UEFI_LOG};
 use crate::messages::{Blob, Digest, LogKind, Need, Question, RefusedReason};
 
-/// Above so many lines (some 64 KiB) the IMA log travels before the quote, in parts that survive a cut.
+/// Above so many lines (some 13 KiB) the IMA log travels before the quote, in parts that survive a cut.
 const BULK_LINES: u64 = 300;
-/// Bytes of the UEFI log asked for at once: what may be lost and what may be on its way.
+/// Bytes of the packed UEFI log asked for at once: what may be lost and what may be on its way.
 const UEFI_BATCH: u64 = 48 * 1024;
 /// IMA lines asked for at once: as much.
-const IMA_BATCH: u64 = 256;
+const IMA_BATCH: u64 = 1024;
+/// What cannot be packed travels as it is, and a little longer.
+const MAX_PACKED_UEFI: u64 = MAX_UEFI_LOG as u64 + 1024;
 /// IMA lines held for one device; 100 000 entries have some 20 MB.
 const MAX_HELD_IMA: usize = 32 * 1024 * 1024;
 
@@ -46,7 +48,7 @@ impl Relay {
 
     fn gather(&mut self, offer: Offer, log: LogKind, now: Time) {
         let repeat = self.repeat(now);
-        self.ask_for_part(Gather { offer, log, uefi: Vec::new(), upto: 0, repeat }, now);
+        self.ask_for_part(Gather { offer, log, uefi: Vec::new(), total: None, upto: 0, repeat }, now);
     }
 
     /// Asks for the next batch.
@@ -68,14 +70,15 @@ impl Relay {
     }
 
     fn need(&mut self, gather: Gather, repeat: Repeat) {
-        let Some(boot) = self.facts.as_ref().map(|facts| facts.boot) else { return self.start_over() };
+        let Some(boot) = self.facts.as_ref().map(|facts| facts.boot.tag()) else { return self.start_over() };
         let offset = self.next_offset(&gather);
         let (end, batch) = match gather.log {
-            LogKind::Uefi => (self.uefi_size(), UEFI_BATCH),
+            LogKind::Uefi => (gather.total.unwrap_or(MAX_PACKED_UEFI), UEFI_BATCH),
             LogKind::Ima => (self.ima_known(), IMA_BATCH),
         };
         let upto = end.min(offset + batch);
-        self.send(Question::Need(Need { log: gather.log, boot, offset, upto }));
+        let reference = self.reference().is_some();
+        self.send(Question::Need(Need { log: gather.log, boot, offset, upto, reference }));
         self.phase = Phase::Gather(Gather { upto, repeat, ..gather });
     }
 
@@ -85,6 +88,12 @@ impl Relay {
 
     fn ima_known(&self) -> u64 {
         self.facts.as_ref().and_then(|facts| facts.ima_entries).unwrap_or(0)
+    }
+
+    /// The reference that device and bridge both have.
+    pub(super) fn reference(&self) -> Option<&Reference> {
+        let named = self.facts.as_ref().filter(|_| !self.plain)?.reference?;
+        self.settings.references.iter().find(|reference| reference.digest() == named)
     }
 
     fn next_offset(&self, gather: &Gather) -> u64 {
@@ -102,43 +111,76 @@ impl Relay {
                 return self.dropped("Blob", "no log was asked for");
             }
         };
-        let of_this_boot = self.facts.as_ref().is_some_and(|facts| facts.boot == blob.boot);
+        let of_this_boot = self.facts.as_ref().is_some_and(|facts| facts.boot.tag() == blob.boot);
         if blob.log != gather.log || !of_this_boot || blob.offset != self.next_offset(&gather) {
             self.phase = Phase::Gather(gather);
             return self.dropped("Blob", "not the part that comes next");
         }
-        let part = blob.part.into_vec();
         match gather.log {
-            LogKind::Uefi => self.uefi_part(gather, part, now),
-            LogKind::Ima => self.ima_part(gather, &part, now),
+            LogKind::Uefi => self.uefi_part(gather, blob, now),
+            LogKind::Ima => self.ima_part(gather, &blob, now),
         }
     }
 
-    fn uefi_part(&mut self, mut gather: Gather, part: Vec<u8>, now: Time) {
+    fn uefi_part(&mut self, mut gather: Gather, blob: Blob, now: Time) {
         let Some(log) = self.facts.as_ref().and_then(|facts| facts.uefi) else { return self.start_over() };
+        let total = blob.total.map(u64::from).filter(|total| (1..=MAX_PACKED_UEFI).contains(total));
+        let grown = (gather.uefi.len() + blob.part.as_slice().len()) as u64;
+        let Some(total) = total.filter(|total| *total >= grown && gather.total.is_none_or(|same| same == *total))
+        else {
+            self.phase = Phase::Gather(gather);
+            return self.dropped("Blob", "a part of the UEFI log beyond what its parts say it has");
+        };
+        gather.total = Some(total);
+        gather.upto = gather.upto.min(total);
+        let ended = blob.part.as_slice().is_empty();
+        gather.uefi.extend(blob.part.into_vec());
+        if grown < total && !ended {
+            return self.go_on(gather, now);
+        }
         let size = usize::try_from(log.size).unwrap_or(usize::MAX);
-        let ended = part.is_empty();
-        gather.uefi.extend(part);
-        if gather.uefi.len() < size && !ended {
-            self.go_on(gather, now);
-        } else if Digest::of(&[&gather.uefi]) == log.digest {
-            self.outputs.push_back(super::Output::Command(Command::KeepUefi(log.digest, gather.uefi)));
-            self.gather_ima_or_ask(gather.offer, now);
+        match unpack_uefi(&gather.uefi, size, self.reference()) {
+            Ok(unpacked) if Digest::of(&[&unpacked]) == log.digest => {
+                self.outputs.push_back(super::Output::Command(Command::KeepUefi(log.digest, unpacked)));
+                self.gather_ima_or_ask(gather.offer, now);
+            }
+            Ok(_) => self.uefi_spoiled("the UEFI log does not have the digest that was announced", now),
+            Err(_) => self.uefi_spoiled("the UEFI log cannot be unpacked", now),
+        }
+    }
+
+    /// Once more, without what a reference may have done to it; then the device has to say `Ready` again.
+    fn uefi_spoiled(&mut self, why: &'static str, now: Time) {
+        self.dropped("Blob", why);
+        self.spoiled += 2;
+        if self.reference().is_some() {
+            self.plain = true;
+            self.proceed(now);
         } else {
-            self.dropped("Blob", "the UEFI log does not have the digest that was announced");
             self.facts = None;
-            self.spoiled += 2;
             self.anew_later();
         }
     }
 
-    fn ima_part(&mut self, gather: Gather, part: &[u8], now: Time) {
+    fn ima_part(&mut self, gather: Gather, blob: &Blob, now: Time) {
+        let packed = blob.part.as_slice();
+        let part = if packed.is_empty() {
+            Vec::new()
+        } else if let Ok(part) = unpack_ima(packed, MAX_PART_LINES, self.reference()) {
+            part
+        } else {
+            self.dropped("Blob", "an IMA part that cannot be unpacked");
+            // asked for again at once, and never again with a reference
+            self.plain = true;
+            self.phase = Phase::Gather(gather);
+            return;
+        };
         let Some(gathered) = &mut self.gathered else { return self.start_over() };
-        if part.last().is_some_and(|byte| *byte != b'\n') {
+        if !part.ends_with_newline() {
             self.phase = Phase::Gather(gather);
             return self.dropped("Blob", "an IMA part that is not whole lines");
         }
-        if gathered.next + lines(part) > gather.upto {
+        if gathered.next + lines(&part) > gather.upto {
             self.phase = Phase::Gather(gather);
             return self.dropped("Blob", "more IMA lines than were asked for");
         }
@@ -146,8 +188,8 @@ impl Relay {
             self.dropped("Blob", "more of an IMA log than a bridge holds");
             return self.refuse(RefusedReason::Offer);
         }
-        gathered.lines.extend(part);
-        gathered.next += lines(part);
+        gathered.lines.extend_from_slice(&part);
+        gathered.next += lines(&part);
         let next = gathered.next;
         let batch_done = next >= gather.upto;
         if part.is_empty() || (batch_done && self.ima_known().saturating_sub(next) <= BULK_LINES) {
@@ -165,5 +207,21 @@ impl Relay {
             let repeat = self.repeat(now);
             self.phase = Phase::Gather(Gather { repeat, ..gather });
         }
+    }
+}
+
+/// Lines of an IMA log: every one ends in a newline.
+pub(super) fn lines(text: &[u8]) -> u64 {
+    memchr::memchr_iter(b'\n', text).count() as u64
+}
+
+pub(super) trait EndsWithNewline {
+    fn ends_with_newline(&self) -> bool;
+}
+
+impl EndsWithNewline for [u8] {
+    /// True of nothing, too.
+    fn ends_with_newline(&self) -> bool {
+        self.last().is_none_or(|byte| *byte == b'\n')
     }
 }

@@ -1,8 +1,11 @@
 //! How a relay is set, what goes in and what comes out.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::port::{Command, Done, OpenedTicket};
+use crate::compact::Reference;
+use crate::exchange::Delivery;
 use crate::messages::{Digest, Down, Up, Verdict};
 use crate::topics::Via;
 
@@ -25,6 +28,8 @@ pub struct Settings {
     pub hold_after_reboot: bool,
     /// Longest wait between attestations of a device that Keylime fails.
     pub failing_cap: Duration,
+    /// Reference files that devices may have too.
+    pub references: Arc<[Reference]>,
     /// Devices without memory are asked to speak within this time after a restart of the bridge.
     pub spread: Duration,
     /// Differs per device, so that a fleet spreads.
@@ -42,6 +47,7 @@ impl Default for Settings {
             refused_wait: Duration::from_secs(300),
             hold_after_reboot: true,
             failing_cap: Duration::from_secs(60),
+            references: Arc::new([]),
             spread: Duration::from_secs(10),
             seed: 0,
         }
@@ -63,7 +69,7 @@ pub enum Input {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Output {
     /// Publish to the device.
-    Send(Down),
+    Send(Down, Delivery),
     /// Do this and come back with [`Input::Done`] (save where [`Command`] says otherwise).
     Command(Command),
     /// Publish as the device's result.

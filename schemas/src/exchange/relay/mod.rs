@@ -21,18 +21,18 @@ use std::time::Duration;
 pub use interface::{Input, Notice, Output, Report, Settings};
 pub use port::{
     Activated, Command, Done, Facts, ImaState, ImaText, Offer, Offered, OpenedTicket, Proven, Registered,
-    Requested, Restored, Restoring, Session, Standing, Status, Submitted, Token, Unavailable,
+    Requested, Restore, Restored, Restoring, Session, Standing, Status, Submitted, Token, Unavailable,
 };
 
 use phase::{Gathered, Phase, Repeat, Retry, Step, Unsubmitted};
 
-use super::Time;
 use super::retry::{Jitter, doubled};
+use super::{Delivery, Time};
 use crate::AgentId;
 use crate::messages::limits::MAX_TICKET;
 use crate::messages::{
-    AkName, BootMarker, Bounded, Digest, Down, Later, LaterReason, Question, Ready, Refused, RefusedReason,
-    Up, Verdict,
+    AkName, BootMarker, Bounded, Digest, Down, Later, LaterReason, Nonce, PcrValues, Question, Ready, Refused,
+    RefusedReason, UefiLog, Unchanged, Up, Verdict,
 };
 
 /// First wait after Keylime did not answer; doubles.
@@ -57,9 +57,17 @@ pub struct Relay {
     trusted: Option<AkName>,
     token: Option<Token>,
     ticket: Option<Bounded<MAX_TICKET>>,
-    stated_boot: Option<(BootMarker, u64)>,
+    stated_boot: Option<(BootMarker, u64, Option<UefiLog>)>,
     baseline: Option<Standing>,
     passed_ima: Option<ImaState>,
+    /// Values of the last quote that was bound: what the device need not send.
+    held: Option<PcrValues>,
+    /// The nonce of the challenge sent last: another one is sent lean, the same again is not.
+    asked: Option<Nonce>,
+    /// What a brief answer left out was guessed wrong: the next one shall be full.
+    full: bool,
+    /// What came packed with the reference could not be read: the device shall do without.
+    plain: bool,
     gathered: Option<Gathered>,
     /// The credential whose activation was accepted last, for a repeated `Activation`.
     activated: Option<Digest>,
@@ -98,6 +106,10 @@ impl Relay {
             stated_boot: None,
             baseline: None,
             passed_ima: None,
+            held: None,
+            asked: None,
+            full: false,
+            plain: false,
             gathered: None,
             activated: None,
             unsubmitted: None,
@@ -182,10 +194,11 @@ impl Relay {
             Up::Activation(activation) => self.activation(activation),
             Up::Ready(ready) => self.ready_received(ready, ticket, now),
             Up::Proof(proof) => self.proof(proof, now),
-            Up::Evidence(evidence) => self.evidence(evidence),
+            Up::Evidence(evidence) => self.evidence(evidence, now),
             Up::Blob(blob) => self.blob(blob, now),
             Up::Statement(statement) => self.statement(statement),
             Up::NotYet(not_yet) => self.not_yet(not_yet, now),
+            Up::Unchanged(unchanged) => self.unchanged(unchanged, now),
         }
     }
 
@@ -227,7 +240,7 @@ impl Relay {
             self.dropped("Ready", "the AK is not a public area with a SHA-256 name");
             return;
         };
-        let of_the_past = |(_, boot_time)| facts.boot_time < boot_time;
+        let of_the_past = |(_, boot_time, _)| facts.boot_time < boot_time;
         if self.trusted == Some(facts.ak) && self.stated_boot.is_some_and(of_the_past) {
             self.dropped("Ready", "of an earlier boot than the one the device has stated");
             return;
@@ -238,6 +251,23 @@ impl Relay {
             self.token = Some(token);
             self.trusted = Some(ak);
         }
+        self.plain = false;
+        self.introduced(facts, now);
+    }
+
+    /// As in the last `Ready`, if that is still known here.
+    fn unchanged(&mut self, unchanged: Unchanged, now: Time) {
+        let known = self.pending.as_ref().or(self.facts.as_ref());
+        match known.filter(|facts| facts.tag == unchanged.ready).cloned() {
+            Some(facts) => self.introduced(Facts { ima_entries: unchanged.ima_entries, ..facts }, now),
+            None if matches!(self.phase, Phase::Busy(_)) => {
+                self.dropped("Unchanged", "of a Ready that is not known here");
+            }
+            None => self.start_over(),
+        }
+    }
+
+    fn introduced(&mut self, facts: Facts, now: Time) {
         self.owes = true;
         if matches!(self.phase, Phase::Busy(_)) {
             self.pending = Some(facts);
@@ -324,7 +354,7 @@ impl Relay {
         if let Some(unsubmitted) = self.unsubmitted.take_if(|unsubmitted| unsubmitted.offer.expires_at > now)
         {
             self.submit(unsubmitted, now);
-        } else if self.stated_boot != Some((facts.boot, facts.boot_time)) {
+        } else if self.stated_boot != Some((facts.boot, facts.boot_time, facts.uefi)) {
             self.check_boot(&facts);
         } else if self.baseline.is_none() {
             self.read_status(token, phase::Reading::Baseline);
@@ -415,6 +445,7 @@ impl Relay {
     fn forget_attestations(&mut self) {
         self.baseline = None;
         self.passed_ima = None;
+        self.held = None;
         self.gathered = None;
         self.timeout_at = None;
         self.offered_at = None;
@@ -439,8 +470,12 @@ impl Relay {
     }
 
     fn send(&mut self, question: Question) {
+        self.deliver(question, Delivery::Assured);
+    }
+
+    fn deliver(&mut self, question: Question, delivery: Delivery) {
         self.owes = false;
-        self.outputs.push_back(Output::Send(Down { question, via: self.settings.via.clone() }));
+        self.outputs.push_back(Output::Send(Down { question, via: self.settings.via.clone() }, delivery));
     }
 
     fn later(&mut self, wait: Duration, reason: LaterReason) {

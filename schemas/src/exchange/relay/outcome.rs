@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::phase::{Phase, Reading, Retry, Settling};
 use super::port::{ImaState, Offer, Standing, Status};
-use super::{Relay, Report, TIMEOUT_INTERVALS, Time, doubled, whole_seconds};
+use super::{Delivery, Relay, Report, TIMEOUT_INTERVALS, Time, doubled, whole_seconds};
 use crate::messages::{Accepted, Digest, LaterReason, Outcome, Question, Verdict};
 
 /// Keylime judges on the connection that brought the evidence, most often within 0.1 s.
@@ -150,7 +150,8 @@ impl Relay {
             Outcome::Pass | Outcome::Unknown => interval,
         };
         if self.sleeps() || self.owes {
-            self.send(Question::Accepted(Accepted { seconds: whole_seconds(wait), outcome }));
+            let accepted = Accepted { seconds: whole_seconds(wait), outcome };
+            self.deliver(Question::Accepted(accepted), Delivery::Lean);
         }
         self.phase = Phase::Resting { due: submitted_at + wait };
     }

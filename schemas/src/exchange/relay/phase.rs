@@ -60,8 +60,10 @@ pub(super) struct Gathered {
 pub(super) struct Gather {
     pub(super) offer: Offer,
     pub(super) log: LogKind,
-    /// Bytes of the UEFI log; IMA lines go to [`Gathered`].
+    /// Bytes of the packed UEFI log; IMA lines go to [`Gathered`].
     pub(super) uefi: Vec<u8>,
+    /// Bytes of the whole packed UEFI log, once a part has said so.
+    pub(super) total: Option<u64>,
     /// Where the batch that was asked for ends.
     pub(super) upto: u64,
     pub(super) repeat: Repeat,

@@ -10,8 +10,8 @@ use zeroize::Zeroizing;
 use crate::exchange::Time;
 use crate::messages::limits::{MAX_PUBLIC, MAX_TICKET};
 use crate::messages::{
-    AkName, BootMarker, Bounded, Digest, Enrol, Evidence, Nonce, PcrMask, Ready, RefusedReason, Signed,
-    UefiLog, Verdict,
+    AkName, BootMarker, Bounded, Digest, Enrol, Nonce, PcrMask, PcrValues, Quote, Ready, ReadyTag,
+    RefusedReason, Signed, UefiLog, Verdict,
 };
 
 /// A session token of the verifier. Never shown, wiped when dropped.
@@ -58,7 +58,7 @@ pub struct Facts {
     pub ak_public: Bounded<MAX_PUBLIC>,
     /// The name of that AK.
     pub ak: AkName,
-    /// The statement that binds boot and boot time.
+    /// The statement that binds boot, boot time and UEFI log.
     pub statement: Signed,
     /// Lines in the IMA log.
     pub ima_entries: Option<u64>,
@@ -66,15 +66,30 @@ pub struct Facts {
     pub uefi: Option<UefiLog>,
     /// Seconds between wakings, of a device that sleeps.
     pub sleep: Option<u32>,
+    /// The reference file that it has.
+    pub reference: Option<Digest>,
+    /// Names all this but the length of the IMA log.
+    pub tag: ReadyTag,
 }
 
 impl Facts {
     /// Reads a `Ready`; nothing when its AK is not a public area with a SHA-256 name.
     pub(super) fn of(ready: Ready) -> Option<Self> {
         let ak = AkName::of_public(ready.ak_public.as_slice())?;
-        let Ready { boot, boot_time, pcrs, ak_public, statement, ima_entries, uefi, ticket: _, sleep } =
-            ready;
-        Some(Self { boot, boot_time, pcrs, ak_public, ak, statement, ima_entries, uefi, sleep })
+        let tag = ready.tag();
+        Some(Self {
+            boot: ready.boot,
+            boot_time: ready.boot_time,
+            pcrs: ready.pcrs,
+            ak_public: ready.ak_public,
+            ak,
+            statement: ready.statement,
+            ima_entries: ready.ima_entries,
+            uefi: ready.uefi,
+            sleep: ready.sleep,
+            reference: ready.reference,
+            tag,
+        })
     }
 }
 
@@ -207,16 +222,7 @@ pub enum Command {
     /// Keep a UEFI log. Not answered.
     KeepUefi(Digest, Vec<u8>),
     /// Restore evidence and check what the signature binds. Answered by [`Done::Restored`].
-    Restore {
-        /// What was asked.
-        offer: Offer,
-        /// What came.
-        evidence: Box<Evidence>,
-        /// TPM2B_PUBLIC of the trusted AK.
-        ak_public: Bounded<MAX_PUBLIC>,
-        /// IMA lines that were gathered before.
-        ima: Option<ImaText>,
-    },
+    Restore(Box<Restore>),
     /// Submit to the index of the offer. Answered by [`Done::Submitted`].
     Submit {
         /// The device's session token.
@@ -226,6 +232,26 @@ pub enum Command {
         /// What.
         restored: Box<Restored>,
     },
+}
+
+/// What evidence is restored from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Restore {
+    /// What was asked.
+    pub offer: Offer,
+    /// What came.
+    pub quote: Quote,
+    /// The statement of this boot: what a brief quote leaves out is as there.
+    pub boot_statement: Signed,
+    /// TPM2B_PUBLIC of the trusted AK.
+    pub ak_public: Bounded<MAX_PUBLIC>,
+    /// The values as far as they are known: those held from before and those that came. With a brief quote and IMA lines
+    /// PCR 10 may be missing; it is what the lines lead to.
+    pub pcrs: PcrValues,
+    /// All IMA lines from the one that the verifier named.
+    pub ima: Option<ImaText>,
+    /// The UEFI log that is wanted.
+    pub uefi: Option<Digest>,
 }
 
 /// Keylime does not answer, or not in its own words.
@@ -378,6 +404,8 @@ pub enum Restoring {
     Explained {
         /// The evidence.
         restored: Box<Restored>,
+        /// The quoted values.
+        pcrs: PcrValues,
         /// PCR 10 where the quote was taken.
         ima: Option<ImaState>,
     },
@@ -385,9 +413,13 @@ pub enum Restoring {
     Unexplained {
         /// The evidence.
         restored: Box<Restored>,
+        /// The quoted values.
+        pcrs: PcrValues,
         /// What is not explained.
         what: &'static str,
     },
+    /// What the brief form left out was guessed wrong, or it was changed on the way: the full form is needed.
+    Refuted,
     /// The signature does not bind it, or the clock is not safe.
     Unbound(&'static str),
 }

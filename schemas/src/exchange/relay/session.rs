@@ -105,14 +105,14 @@ impl Relay {
     pub(super) fn check_boot(&mut self, facts: &Facts) {
         let command = Command::CheckStatement {
             statement: facts.statement.clone(),
-            expected: boot_statement(&self.id, &facts.boot, facts.boot_time),
+            expected: boot_statement(&self.id, &facts.boot, facts.boot_time, facts.uefi.as_ref()),
             ak_public: facts.ak_public.clone(),
         };
         self.command(Step::CheckingBoot, command);
     }
 
     pub(super) fn boot_checked(&mut self, good: bool, now: Time) {
-        match self.facts.as_ref().map(|facts| (facts.boot, facts.boot_time)) {
+        match self.facts.as_ref().map(|facts| (facts.boot, facts.boot_time, facts.uefi)) {
             Some(boot) if good => {
                 self.stated_boot = Some(boot);
                 self.proceed(now);
