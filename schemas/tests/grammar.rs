@@ -6,7 +6,8 @@
 //!
 //! What cddl-cat lacks: it searches a `.regexp` in the text where RFC 8610 §3.8.3 wants the whole text to match, so
 //! the test anchors the expressions as it loads the grammar. What CDDL cannot say is prose there and in `vectors`:
-//! the order of keys, the size of a whole message, an index below its count.
+//! the order of keys, the size of a whole message, an index below its count, and that PCR values are as many as their
+//! mask says: a change that breaks only this is held against the codec alone.
 
 #![allow(
     clippy::unwrap_used,
@@ -200,7 +201,8 @@ fn every_kind_of_message_is_in_the_grammar_at_its_smallest_usual_and_largest() {
     let grammar = Grammar::load();
     for fill in FILLS {
         let samples = encoded_samples(fill);
-        assert_eq!(samples.len(), 8 + 9 + 1);
+        // evidence comes in two forms
+        assert_eq!(samples.len(), 9 + 1 + 9 + 1);
         for (rule, kind, bytes) in samples {
             assert_eq!(grammar.refuses(rule, &bytes), None, "{fill:?} {kind}");
         }
@@ -210,6 +212,7 @@ fn every_kind_of_message_is_in_the_grammar_at_its_smallest_usual_and_largest() {
 #[test]
 fn the_codec_accepts_a_changed_message_exactly_when_the_grammar_does() {
     let grammar = Grammar::load();
+    let mut uncounted = 0;
     for fill in FILLS {
         for (rule, kind, bytes) in encoded_samples(fill) {
             let mut refused = std::collections::BTreeMap::new();
@@ -221,6 +224,12 @@ fn the_codec_accepts_a_changed_message_exactly_when_the_grammar_does() {
                 let mutant = bytes_of(&value);
                 let refusal = grammar.refuses(rule, &mutant);
                 let error = codec_refuses(rule, &mutant);
+                if refusal.is_none() && values_differ(&value) {
+                    // beyond CDDL: no rule there counts the bits of a number
+                    assert_eq!(error, Some(CodecError::Shape), "{fill:?} {kind} {change:?}");
+                    uncounted += 1;
+                    continue;
+                }
                 assert_eq!(
                     error.is_none(),
                     refusal.is_none(),
@@ -242,6 +251,24 @@ fn the_codec_accepts_a_changed_message_exactly_when_the_grammar_does() {
             }
         }
     }
+    assert!(uncounted > 10, "masks and values were not set against each other: {uncounted}");
+}
+
+/// Evidence whose PCR values are of another number than its mask has bits.
+fn values_differ(message: &Value) -> bool {
+    const EVIDENCE: u8 = 4;
+    const PCRS: u8 = 2;
+    let Some(pcrs) = entry(message, EVIDENCE).and_then(|evidence| entry(evidence, PCRS)) else {
+        return false;
+    };
+    let mask = entry(pcrs, 0).and_then(Value::as_integer).and_then(|mask| u32::try_from(mask).ok());
+    let values = entry(pcrs, 1).and_then(Value::as_bytes);
+    mask.zip(values).is_some_and(|(mask, values)| values.len() != mask.count_ones() as usize * 32)
+}
+
+/// What a map has under a key.
+fn entry(value: &Value, key: u8) -> Option<&Value> {
+    value.as_map()?.iter().find_map(|(other, inner)| (*other == Value::from(key)).then_some(inner))
 }
 
 #[test]
@@ -264,8 +291,8 @@ fn every_bounded_field_is_refused_by_both_when_it_is_one_byte_too_long() {
             fields += 1;
         }
     }
-    // 33 byte strings of the messages and 9 names of bridges; another number means that some were not tried
-    assert_eq!(fields, 33 + 9);
+    // 39 byte strings of the messages and 9 names of bridges; another number means that some were not tried
+    assert_eq!(fields, 39 + 9);
 }
 
 #[test]

@@ -16,10 +16,10 @@ use ciborium::Value;
 use keylime_mqtt_schemas::codec::{decode, encode};
 use keylime_mqtt_schemas::fragment::Reassembly;
 use keylime_mqtt_schemas::messages::{
-    Accepted, Activation, Blob, BootMarker, Bounded, Challenge, Credential, Digest, Down, Enrol, Enrolled,
-    Evidence, ImaSegment, Later, LaterReason, LogKind, Need, Nonce, NonceTag, NotYet, NotYetReason, Outcome,
-    PcrMask, Presence, Proof, Prove, Question, Ready, Refused, RefusedReason, Signed, State, Statement,
-    UefiLog, Up,
+    Accepted, Activation, Blob, BootMarker, Bounded, Brief, Challenge, Credential, Digest, Down, Enrol,
+    Enrolled, Evidence, ImaSegment, Later, LaterReason, LogKind, Need, Nonce, NonceTag, NotYet, NotYetReason,
+    Outcome, PcrMask, PcrTag, PcrValues, Presence, Proof, Prove, Question, Quote, Ready, ReadyTag, Refused,
+    RefusedReason, Signed, State, Statement, UefiLog, Unchanged, Up,
 };
 use keylime_mqtt_schemas::topics::Topics;
 use keylime_mqtt_schemas::wire::{pack_up, unpack_down, unpack_up};
@@ -171,6 +171,11 @@ fn signed() -> Signed {
     Signed { attest: bounded("ff544347801800"), signature: bounded("0014000b0004a1a2a3a4") }
 }
 
+fn values(of: &[(u8, u8)]) -> PcrValues {
+    let mask = pcrs(of.iter().map(|(pcr, _)| 1 << pcr).sum());
+    PcrValues::new(mask, of.iter().map(|(_, byte)| [*byte; 32]).collect()).unwrap()
+}
+
 fn statement() -> Up {
     Up::Statement(Statement { tag: tag(), signed: signed() })
 }
@@ -194,6 +199,7 @@ fn ups() -> Vec<(&'static str, Up)> {
         uefi: None,
         ticket: None,
         sleep: None,
+        reference: None,
     };
     let with_ima = Ready {
         boot_time: 0,
@@ -207,11 +213,20 @@ fn ups() -> Vec<(&'static str, Up)> {
         pcrs: pcrs(0x4ff),
         uefi: Some(UefiLog { digest: digest(), size: 41_371 }),
         sleep: Some(3600),
+        reference: Some(digest()),
         ..with_ima.clone()
     };
-    let line = Bounded::try_from(b"10 ab ima-ng sha256:cd /bin/sh\n".to_vec()).unwrap();
     let not_yet = |reason| Up::NotYet(NotYet { tag: tag(), reason, seconds: 60 });
-    let blob = |log, offset, part: &str| Up::Blob(Blob { log, boot: boot(), offset, part: bounded(part) });
+    let unchanged = |ima_entries| Up::Unchanged(Unchanged { ready: ReadyTag::from([0x4e; 8]), ima_entries });
+    let blob = |log, offset, part: &str, total| {
+        Up::Blob(Blob { log, boot: boot().tag(), offset, part: bounded(part), total })
+    };
+    let evidence = |quote, pcrs, ima| Up::Evidence(Evidence { tag: tag(), quote, pcrs, ima });
+    let brief = |restart_count| {
+        Quote::Brief(Brief { clock: 86_400_000, signature: bounded("a1a2a3a4"), restart_count })
+    };
+    let nothing = Quote::Brief(Brief { clock: 0, signature: bounded(""), restart_count: None });
+    let ima = || Some(ImaSegment { offset: 1311, packed: bounded("c01ac01a") });
     vec![
         ("enrol-without-certificate", enrol(None)),
         ("enrol", enrol(Some("3082030a"))),
@@ -226,33 +241,21 @@ fn ups() -> Vec<(&'static str, Up)> {
         ("ready-with-ima-and-ticket", Up::Ready(with_ima)),
         ("ready-full", Up::Ready(full)),
         ("proof", Up::Proof(Proof { tag: tag(), signed: signed() })),
-        (
-            "evidence-quote-only",
-            Up::Evidence(Evidence {
-                tag: tag(),
-                quote: signed(),
-                pcr_values: bounded(&"00".repeat(32)),
-                ima: None,
-                uefi: None,
-            }),
-        ),
-        (
-            "evidence-full",
-            Up::Evidence(Evidence {
-                tag: tag(),
-                quote: signed(),
-                pcr_values: bounded(&["00".repeat(32), "10".repeat(32)].concat()),
-                ima: Some(ImaSegment { offset: 1311, lines: line }),
-                uefi: Some(digest()),
-            }),
-        ),
-        ("blob-uefi", blob(LogKind::Uefi, 65_536, "00000000030000")),
-        ("blob-end-of-ima", blob(LogKind::Ima, 1311, "")),
+        ("evidence-quote-only", evidence(Quote::Full(signed()), Some(values(&[(0, 0)])), None)),
+        ("evidence-full", evidence(Quote::Full(signed()), Some(values(&[(0, 0), (10, 0x10)])), ima())),
+        ("evidence-brief", evidence(brief(None), None, None)),
+        ("evidence-brief-with-changes", evidence(brief(Some(3)), Some(values(&[(7, 7)])), ima())),
+        ("evidence-without-values", evidence(nothing, Some(values(&[])), None)),
+        ("blob-uefi", blob(LogKind::Uefi, 8192, "00000000030000", Some(9000))),
+        ("blob-ima", blob(LogKind::Ima, 1000, "c01ac01a", None)),
+        ("blob-end-of-ima", blob(LogKind::Ima, 1311, "", None)),
         ("statement", statement()),
         ("not-yet-clock-not-safe", not_yet(NotYetReason::ClockNotSafe)),
         ("not-yet-clock-behind", not_yet(NotYetReason::ClockBehind)),
         ("not-yet-tpm", not_yet(NotYetReason::Tpm)),
         ("not-yet-log", not_yet(NotYetReason::Log)),
+        ("unchanged", unchanged(None)),
+        ("unchanged-with-ima", unchanged(Some(1311))),
     ]
 }
 
@@ -260,18 +263,24 @@ fn ups() -> Vec<(&'static str, Up)> {
 fn downs() -> Vec<(&'static str, Down)> {
     let challenge = Challenge {
         nonce: nonce(),
-        boot: boot(),
+        boot: boot().tag(),
         pcrs: pcrs(0x400),
         good_for: 1800,
         silence: 900,
         ima_offset: None,
-        uefi: false,
+        held: None,
         ticket: None,
+        full: false,
+        reference: false,
     };
-    let steady = Challenge { ima_offset: Some(1311), ..challenge.clone() };
-    let full =
-        Challenge { ima_offset: Some(0), uefi: true, ticket: Some(bounded("7e57ed")), ..challenge.clone() };
-    let need = Need { log: LogKind::Uefi, boot: boot(), offset: 65_536, upto: 100_000 };
+    let held = Some(PcrTag::from([0x9e; 4]));
+    let steady = Challenge { ima_offset: Some(1311), held, ..challenge.clone() };
+    let in_full = Challenge { full: true, ..challenge.clone() };
+    let with_reference = Challenge { ima_offset: Some(0), reference: true, ..challenge.clone() };
+    let full = Challenge { held, ticket: Some(bounded("7e57ed")), full: true, ..with_reference.clone() };
+    let need =
+        Need { log: LogKind::Uefi, boot: boot().tag(), offset: 65_536, upto: 100_000, reference: false };
+    let need_with_reference = Need { log: LogKind::Ima, offset: 0, upto: 1024, reference: true, ..need };
     let accepted = |outcome| Question::Accepted(Accepted { seconds: 60, outcome });
     let later = |reason| Question::Later(Later { seconds: 300, reason });
     let refused = |reason| Question::Refused(Refused { seconds: 3600, reason });
@@ -281,8 +290,11 @@ fn downs() -> Vec<(&'static str, Down)> {
         ("prove", Question::Prove(Prove { nonce: nonce() })),
         ("challenge-quote-only", Question::Challenge(challenge)),
         ("challenge-steady", Question::Challenge(steady)),
+        ("challenge-to-answer-in-full", Question::Challenge(in_full)),
+        ("challenge-with-reference", Question::Challenge(with_reference)),
         ("challenge-full", Question::Challenge(full)),
         ("need", Question::Need(need)),
+        ("need-with-reference", Question::Need(need_with_reference)),
         ("state", Question::State(State { tag: tag(), ima_from: None })),
         ("state-with-ima", Question::State(State { tag: tag(), ima_from: Some(0) })),
         ("accepted-pass", accepted(Outcome::Pass)),

@@ -3,9 +3,10 @@
 #![allow(dead_code, reason = "each test binary uses its part of the samples")]
 
 use keylime_mqtt_schemas::messages::{
-    Accepted, Activation, Blob, BootMarker, Bounded, Challenge, Credential, Digest, Down, Enrol, Enrolled,
-    Evidence, ImaSegment, Later, LaterReason, LogKind, Need, Nonce, NonceTag, NotYet, NotYetReason, Outcome,
-    PcrMask, Proof, Prove, Question, Ready, Refused, RefusedReason, Signed, State, Statement, UefiLog, Up,
+    Accepted, Activation, Blob, BootMarker, BootTag, Bounded, Brief, Challenge, Credential, Digest, Down,
+    Enrol, Enrolled, Evidence, ImaSegment, Later, LaterReason, LogKind, Need, Nonce, NonceTag, NotYet,
+    NotYetReason, Outcome, PcrMask, PcrTag, PcrValues, Proof, Prove, Question, Quote, Ready, ReadyTag,
+    Refused, RefusedReason, Signed, State, Statement, UefiLog, Unchanged, Up,
 };
 use keylime_mqtt_schemas::topics::Via;
 use proptest::prelude::*;
@@ -104,6 +105,11 @@ impl Fill {
         }
     }
 
+    fn pcr_values(self) -> PcrValues {
+        let values = self.pcrs().iter().map(|pcr| [pcr; 32]).collect();
+        PcrValues::new(self.pcrs(), values).unwrap()
+    }
+
     fn signed(self) -> Signed {
         Signed { attest: self.bytes(145), signature: self.bytes(262) }
     }
@@ -125,9 +131,19 @@ fn digest() -> Digest {
     Digest::from([0xd1; 32])
 }
 
-/// One message of every kind that a device sends.
+/// One message of every kind that a device sends, and evidence in its brief form too.
 pub(crate) fn ups(fill: Fill) -> Vec<Up> {
     let tag = nonce().tag();
+    let evidence = Evidence {
+        tag,
+        quote: Quote::Brief(Brief {
+            clock: fill.u64(86_400_000),
+            signature: fill.bytes(256),
+            restart_count: fill.optional(fill.u32(3)),
+        }),
+        pcrs: fill.optional(fill.pcr_values()),
+        ima: fill.optional(ImaSegment { offset: fill.u64(1311), packed: fill.bytes(4000) }),
+    };
     vec![
         Up::Enrol(Enrol {
             ek_public: fill.bytes(314),
@@ -148,18 +164,24 @@ pub(crate) fn ups(fill: Fill) -> Vec<Up> {
             uefi: fill.optional(UefiLog { digest: digest(), size: fill.u32(41_371) }),
             ticket: fill.optional(fill.bytes(150)),
             sleep: fill.optional(fill.u32(3600)),
+            reference: fill.optional(digest()),
         }),
         Up::Proof(Proof { tag, signed: fill.signed() }),
-        Up::Evidence(Evidence {
-            tag,
-            quote: fill.signed(),
-            pcr_values: fill.bytes(9 * 32),
-            ima: fill.optional(ImaSegment { offset: fill.u64(1311), lines: fill.bytes(4000) }),
-            uefi: fill.optional(digest()),
+        Up::Evidence(Evidence { quote: Quote::Full(fill.signed()), ..evidence.clone() }),
+        Up::Evidence(evidence),
+        Up::Blob(Blob {
+            log: fill.log(),
+            boot: boot().tag(),
+            offset: fill.u64(14_000),
+            part: fill.bytes(14_000),
+            total: fill.optional(fill.u32(9_000)),
         }),
-        Up::Blob(Blob { log: fill.log(), boot: boot(), offset: fill.u64(14_000), part: fill.bytes(14_000) }),
         Up::Statement(Statement { tag, signed: fill.signed() }),
         Up::NotYet(NotYet { tag, reason: fill.one_of(&NOT_YET_REASONS), seconds: fill.u32(60) }),
+        Up::Unchanged(Unchanged {
+            ready: ReadyTag::from([0x4e; 8]),
+            ima_entries: fill.optional(fill.u64(1311)),
+        }),
     ]
 }
 
@@ -171,19 +193,22 @@ pub(crate) fn downs(fill: Fill) -> Vec<Down> {
         Question::Prove(Prove { nonce: nonce() }),
         Question::Challenge(Challenge {
             nonce: nonce(),
-            boot: boot(),
+            boot: boot().tag(),
             pcrs: fill.pcrs(),
             good_for: fill.u32(1800),
             silence: fill.u32(900),
             ima_offset: fill.optional(fill.u64(1311)),
-            uefi: fill != Fill::Minimal,
+            held: fill.optional(PcrTag::from([0x9e; 4])),
             ticket: fill.optional(fill.bytes(150)),
+            full: fill != Fill::Minimal,
+            reference: fill != Fill::Minimal,
         }),
         Question::Need(Need {
             log: fill.log(),
-            boot: boot(),
+            boot: boot().tag(),
             offset: fill.u64(14_000),
             upto: fill.u64(41_371),
+            reference: fill != Fill::Minimal,
         }),
         Question::State(State { tag: nonce().tag(), ima_from: fill.optional(fill.u64(1311)) }),
         Question::Accepted(Accepted { seconds: fill.u32(60), outcome: fill.one_of(&OUTCOMES) }),
@@ -220,10 +245,14 @@ pub(crate) fn any_up() -> impl Strategy<Value = Up> {
             proptest::option::of(uefi),
             proptest::option::of(any_bytes()),
             proptest::option::of(any::<u32>()),
+            proptest::option::of(any_digest()),
         ),
     )
         .prop_map(
-            |((boot, boot_time, pcrs, ak_public, statement), (ima_entries, uefi, ticket, sleep))| {
+            |(
+                (boot, boot_time, pcrs, ak_public, statement),
+                (ima_entries, uefi, ticket, sleep, reference),
+            )| {
                 Up::Ready(Ready {
                     boot,
                     boot_time,
@@ -234,41 +263,68 @@ pub(crate) fn any_up() -> impl Strategy<Value = Up> {
                     uefi,
                     ticket,
                     sleep,
+                    reference,
                 })
             },
         );
     let proof = (any_tag(), any_signed()).prop_map(|(tag, signed)| Up::Proof(Proof { tag, signed }));
-    let ima = (any_u64(), any_bytes()).prop_map(|(offset, lines)| ImaSegment { offset, lines });
-    let evidence =
-        (any_tag(), any_signed(), any_bytes(), proptest::option::of(ima), proptest::option::of(any_digest()))
-            .prop_map(|(tag, quote, pcr_values, ima, uefi)| {
-                Up::Evidence(Evidence { tag, quote, pcr_values, ima, uefi })
-            });
-    let blob = (any_log(), any_boot(), any_u64(), any_bytes())
-        .prop_map(|(log, boot, offset, part)| Up::Blob(Blob { log, boot, offset, part }));
+    let brief = (any_u64(), any_bytes(), proptest::option::of(any::<u32>())).prop_map(
+        |(clock, signature, restart_count)| Quote::Brief(Brief { clock, signature, restart_count }),
+    );
+    let quote = prop_oneof![any_signed().prop_map(Quote::Full), brief];
+    let ima = (any_u64(), any_bytes()).prop_map(|(offset, packed)| ImaSegment { offset, packed });
+    let evidence = (any_tag(), quote, proptest::option::of(any_pcr_values()), proptest::option::of(ima))
+        .prop_map(|(tag, quote, pcrs, ima)| Up::Evidence(Evidence { tag, quote, pcrs, ima }));
+    let blob = (any_log(), any_boot_tag(), any_u64(), any_bytes(), proptest::option::of(any::<u32>()))
+        .prop_map(|(log, boot, offset, part, total)| Up::Blob(Blob { log, boot, offset, part, total }));
     let statement =
         (any_tag(), any_signed()).prop_map(|(tag, signed)| Up::Statement(Statement { tag, signed }));
     let not_yet = (any_tag(), proptest::sample::select(&NOT_YET_REASONS[..]), any::<u32>())
         .prop_map(|(tag, reason, seconds)| Up::NotYet(NotYet { tag, reason, seconds }));
-    prop_oneof![enrol, activation, ready, proof, evidence, blob, statement, not_yet]
+    let unchanged = (any::<[u8; 8]>(), proptest::option::of(any_u64()))
+        .prop_map(|(ready, ima_entries)| Up::Unchanged(Unchanged { ready: ready.into(), ima_entries }));
+    prop_oneof![enrol, activation, ready, proof, evidence, blob, statement, not_yet, unchanged]
 }
 
 /// Any message of a bridge.
 pub(crate) fn any_down() -> impl Strategy<Value = Down> {
     let challenge = (
-        (any_nonce(), any_boot(), any_pcrs(), any::<u32>(), any::<u32>()),
-        (proptest::option::of(any_u64()), any::<bool>(), proptest::option::of(any_bytes())),
+        (any_nonce(), any_boot_tag(), any_pcrs(), any::<u32>(), any::<u32>()),
+        (
+            proptest::option::of(any_u64()),
+            proptest::option::of(any::<[u8; 4]>()),
+            proptest::option::of(any_bytes()),
+            any::<bool>(),
+            any::<bool>(),
+        ),
     )
-        .prop_map(|((nonce, boot, pcrs, good_for, silence), (ima_offset, uefi, ticket))| {
-            Question::Challenge(Challenge { nonce, boot, pcrs, good_for, silence, ima_offset, uefi, ticket })
-        });
+        .prop_map(
+            |((nonce, boot, pcrs, good_for, silence), (ima_offset, held, ticket, full, reference))| {
+                let held = held.map(PcrTag::from);
+                Question::Challenge(Challenge {
+                    nonce,
+                    boot,
+                    pcrs,
+                    good_for,
+                    silence,
+                    ima_offset,
+                    held,
+                    ticket,
+                    full,
+                    reference,
+                })
+            },
+        );
     let question = prop_oneof![
         any_bytes().prop_map(|blob| Question::Credential(Credential { blob })),
         Just(Question::Enrolled(Enrolled {})),
         any_nonce().prop_map(|nonce| Question::Prove(Prove { nonce })),
         challenge,
-        (any_log(), any_boot(), any_u64(), any_u64())
-            .prop_map(|(log, boot, offset, upto)| Question::Need(Need { log, boot, offset, upto })),
+        (any_log(), any_boot_tag(), any_u64(), any_u64(), any::<bool>()).prop_map(
+            |(log, boot, offset, upto, reference)| {
+                Question::Need(Need { log, boot, offset, upto, reference })
+            }
+        ),
         (any_tag(), proptest::option::of(any_u64()))
             .prop_map(|(tag, ima_from)| Question::State(State { tag, ima_from })),
         (any::<u32>(), proptest::sample::select(&OUTCOMES[..]))
@@ -308,12 +364,23 @@ fn any_boot() -> impl Strategy<Value = BootMarker> {
     any::<[u8; 16]>().prop_map(BootMarker::from)
 }
 
+fn any_boot_tag() -> impl Strategy<Value = BootTag> {
+    any::<[u8; 4]>().prop_map(BootTag::from)
+}
+
 fn any_digest() -> impl Strategy<Value = Digest> {
     any::<[u8; 32]>().prop_map(Digest::from)
 }
 
 fn any_pcrs() -> impl Strategy<Value = PcrMask> {
     (0..=0x00ff_ffff_u32).prop_map(|bits| PcrMask::try_from(bits).unwrap())
+}
+
+fn any_pcr_values() -> impl Strategy<Value = PcrValues> {
+    (any_pcrs(), any::<u8>()).prop_map(|(mask, byte)| {
+        let values = mask.iter().map(|pcr| [pcr ^ byte; 32]).collect();
+        PcrValues::new(mask, values).unwrap()
+    })
 }
 
 fn any_log() -> impl Strategy<Value = LogKind> {
