@@ -14,6 +14,7 @@ pub mod codec;
 pub mod compact;
 pub mod exchange;
 pub mod fragment;
+pub mod ima;
 pub mod messages;
 pub mod statement;
 pub mod topics;
