@@ -42,6 +42,12 @@ pub struct Config {
     /// Bounds
     #[serde(default)]
     pub limits: Limits,
+    /// UEFI logs kept on the disk
+    #[serde(default)]
+    pub cache: CacheSettings,
+    /// Files made by `keylime-mqtt-bridge reference` that devices may have too: what they know need not travel
+    #[serde(default)]
+    pub references: Vec<PathBuf>,
     /// Keys that seal tickets; made with mode 0600 if missing. Replicas share a copy
     pub ticket_key_file: PathBuf,
     /// Unix socket from which `waiting` reads, mode 0600
@@ -151,6 +157,16 @@ pub struct Limits {
     pub uefi_cache_bytes: u64,
 }
 
+/// `[cache]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct CacheSettings {
+    /// Directory of this bridge's own for UEFI logs; made if missing. Without it they are kept in memory alone
+    pub dir: Option<PathBuf>,
+    /// Bytes kept there; the oldest log goes first
+    pub max_bytes: u64,
+}
+
 impl Default for TopicSettings {
     fn default() -> Self {
         Self { prefix: keylime_mqtt_schemas::topics::DEFAULT_PREFIX.to_owned(), via: None, share_group: None }
@@ -175,6 +191,12 @@ impl Default for ExchangeSettings {
 impl Default for Limits {
     fn default() -> Self {
         Self { max_devices: 20_000, max_held_bytes: 256 * 1024 * 1024, uefi_cache_bytes: 256 * 1024 * 1024 }
+    }
+}
+
+impl Default for CacheSettings {
+    fn default() -> Self {
+        Self { dir: None, max_bytes: 256 * 1024 * 1024 }
     }
 }
 
@@ -248,7 +270,7 @@ fn as_toml(text: &str) -> Result<String, ConfigError> {
         return Err(ConfigError::Override { text: text.to_owned() });
     }
     let value = value.trim();
-    let literal = value.parse::<i64>().is_ok() || matches!(value, "true" | "false");
+    let literal = value.parse::<i64>().is_ok() || matches!(value, "true" | "false") || value.starts_with('[');
     let quoted = if literal { value.to_owned() } else { serde_json::Value::from(value).to_string() };
     Ok(format!("{} = {quoted}", key.trim()))
 }

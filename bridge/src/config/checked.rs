@@ -191,6 +191,7 @@ impl Config {
             ("exchange.spread_seconds", exchange.spread_seconds, 0, MAX_WAIT),
             ("limits.max_devices", count(self.limits.max_devices), 1, 10_000_000),
             ("limits.max_held_bytes", count(self.limits.max_held_bytes), 1024 * 1024, u64::MAX),
+            ("cache.max_bytes", self.cache.max_bytes, 1024 * 1024, u64::MAX / 2),
             ("limits.uefi_cache_bytes", self.limits.uefi_cache_bytes, 1024 * 1024, u64::MAX),
         ];
         for (key, value, least, most) in ranges {

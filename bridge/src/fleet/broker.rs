@@ -1,6 +1,7 @@
 //! The broker as the fleet sees it: somewhere to publish, somewhere to hear from.
 
 use keylime_mqtt_broker_config::{Incoming, Link, LinkEvent, PublishError, Qos};
+use keylime_mqtt_schemas::exchange::Delivery;
 
 /// Gives what comes from the broker
 pub trait Inbox: Send {
@@ -14,13 +15,13 @@ impl Inbox for Incoming {
     }
 }
 
-/// Takes messages for the broker, at least once each, without waiting
+/// Takes messages for the broker, without waiting
 pub trait Outbox: Send {
     /// Queues a message
     ///
     /// # Errors
     /// When there is no room, or the message can never be sent.
-    fn publish(&self, topic: &str, payload: Vec<u8>, retain: bool) -> Result<(), Unsent>;
+    fn publish(&self, topic: &str, payload: Vec<u8>, delivery: Delivery, retain: bool) -> Result<(), Unsent>;
 }
 
 /// Why a message was not queued
@@ -35,8 +36,12 @@ pub enum Unsent {
 }
 
 impl Outbox for Link {
-    fn publish(&self, topic: &str, payload: Vec<u8>, retain: bool) -> Result<(), Unsent> {
-        Link::publish(self, topic, payload, Qos::AtLeastOnce, retain).map_err(|error| match error {
+    fn publish(&self, topic: &str, payload: Vec<u8>, delivery: Delivery, retain: bool) -> Result<(), Unsent> {
+        let qos = match delivery {
+            Delivery::Lean => Qos::AtMostOnce,
+            Delivery::Assured => Qos::AtLeastOnce,
+        };
+        Link::publish(self, topic, payload, qos, retain).map_err(|error| match error {
             PublishError::QueueFull | PublishError::Stopped => Unsent::Full,
             PublishError::TooLarge { .. } | PublishError::BadTopic => Unsent::Invalid,
         })

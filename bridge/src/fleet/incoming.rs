@@ -8,8 +8,8 @@ use super::{Fleet, LEAST_BETWEEN_EVICTIONS, RECENT};
 use keylime_mqtt_broker_config::LinkEvent;
 use keylime_mqtt_schemas::AgentId;
 use keylime_mqtt_schemas::codec;
-use keylime_mqtt_schemas::exchange::Time;
 use keylime_mqtt_schemas::exchange::relay::{Input, Settings};
+use keylime_mqtt_schemas::exchange::{Delivery, Time};
 use keylime_mqtt_schemas::fragment::is_fragment;
 use keylime_mqtt_schemas::messages::{Presence, Up};
 use keylime_mqtt_schemas::topics::Topic;
@@ -28,7 +28,7 @@ impl<O: Outbox> Fleet<O> {
 
     fn announce(&self) {
         if let Some((topic, status)) = &self.announcement
-            && let Err(error) = self.outbox.publish(topic, status.clone(), true)
+            && let Err(error) = self.outbox.publish(topic, status.clone(), Delivery::Assured, true)
         {
             tracing::info!(%error, "the bridge's status was not published");
         }

@@ -154,7 +154,7 @@ impl<O: Outbox> Fleet<O> {
     fn settle(&mut self, id: &AgentId, now: Time) {
         while let Some(output) = self.devices.get_mut(id).and_then(|device| device.relay.poll_output()) {
             match output {
-                Output::Send(down) => self.send(id, &down),
+                Output::Send(down, delivery) => self.send(id, &down, delivery),
                 Output::Command(command) => self.perform(id, command),
                 Output::Report(report) => self.report(id, report),
                 Output::Notice(notice) => self.notice(id, notice, now),

@@ -150,7 +150,7 @@ pub(super) fn broken(command: &Command) -> Option<Done> {
         Command::Offer { .. } => Done::Offered(Offered::Unavailable(unavailable)),
         Command::FindUefi(_) => Done::UefiFound(false),
         Command::KeepUefi(..) => return None,
-        Command::Restore { .. } => Done::Restored(Restoring::Unbound("restoring it failed in the bridge")),
+        Command::Restore(_) => Done::Restored(Restoring::Unbound("restoring it failed in the bridge")),
         Command::Submit { .. } => Done::Submitted(Submitted::Unavailable(unavailable)),
     })
 }

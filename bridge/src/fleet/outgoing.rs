@@ -8,17 +8,17 @@ use super::outcome::{broken, is_unavailable};
 use super::report::result_of;
 use super::{Finished, Fleet};
 use keylime_mqtt_schemas::AgentId;
-use keylime_mqtt_schemas::exchange::Time;
 use keylime_mqtt_schemas::exchange::relay::{Command, Done, Input, Notice, Report, Submitted};
+use keylime_mqtt_schemas::exchange::{Delivery, Time};
 use keylime_mqtt_schemas::messages::{Down, Verdict};
 use keylime_mqtt_schemas::wire::pack_down;
 use std::sync::Arc;
 
 impl<O: Outbox> Fleet<O> {
-    pub(super) fn send(&mut self, id: &AgentId, down: &Down) {
+    pub(super) fn send(&mut self, id: &AgentId, down: &Down, delivery: Delivery) {
         let sent = pack_down(down)
             .map_err(|_| Unsent::Invalid)
-            .and_then(|payload| self.outbox.publish(&self.topics.challenge(id), payload, false));
+            .and_then(|payload| self.outbox.publish(&self.topics.challenge(id), payload, delivery, false));
         match sent {
             Ok(()) => tracing::debug!(agent = %id, question = down.question.kind(), "asked"),
             // the relay repeats its question
@@ -81,7 +81,7 @@ impl<O: Outbox> Fleet<O> {
         }
         let published = serde_json::to_vec(&result_of(id, &report))
             .map_err(|_| Unsent::Invalid)
-            .and_then(|json| self.outbox.publish(&self.topics.result(id), json, true));
+            .and_then(|json| self.outbox.publish(&self.topics.result(id), json, Delivery::Assured, true));
         device.unpublished = match published {
             Ok(()) => None,
             Err(Unsent::Full) => Some(report),

@@ -1,82 +1,132 @@
 //! `Command::Restore`: from what a device sent to what Keylime reads, or why not.
+//!
+//! Invariant: whatever was left out or guessed is handed on only under a signature of the trusted AK that covers it.
 
+use super::uefi_cache::UefiLog;
 use crate::restore::{
-    ImaReplay, ImaState, PcrValues, UefiReplay, Unbound, Unexplained, bind, follows_from_pcr, pcr_blob,
-    replay_ima, replay_uefi,
+    Bound, ImaProblem, ImaReplay, ImaState, UefiReplay, Unbound, bind, extend_by, follows_from_pcr, pcr_blob,
+    replay_ima, restore_brief,
 };
 use crate::tpm::AkPublic;
-use keylime_mqtt_schemas::exchange::relay::{self, ImaText, Offer, Restored, Restoring};
-use keylime_mqtt_schemas::messages::{Digest, Evidence};
+use keylime_mqtt_schemas::exchange::relay::{self, ImaText, Restore, Restored, Restoring};
+use keylime_mqtt_schemas::messages::{Digest, IMA_PCR, PcrMask, PcrValues, Quote, Signed};
 use std::sync::Arc;
 
-/// The PCR that IMA extends
-const IMA_PCR: u8 = 10;
+/// More IMA lines than that are followed on a thread of their own; fewer cost less than getting there
+const FEW_LINES: usize = 32 * 1024;
 
-/// All that restoring needs; moved to a thread of its own
+/// All that restoring needs
 pub(super) struct Job {
-    pub(super) offer: Offer,
-    pub(super) evidence: Evidence,
-    pub(super) ak_public: Vec<u8>,
-    pub(super) ima: Option<ImaText>,
-    /// The UEFI log that the evidence names
-    pub(super) uefi: Option<Arc<Vec<u8>>>,
-    /// The UEFI log that was submitted for this device before
-    pub(super) submitted_uefi: Option<Digest>,
+    pub(super) restore: Restore,
+    /// The UEFI log that is wanted
+    pub(super) uefi: Option<Arc<UefiLog>>,
     /// PCR 10 of the device's last bound quote: where the verifier goes on reading the IMA log, if that quote passed
     pub(super) last_pcr10: Option<[u8; 32]>,
 }
 
-/// What came of it, and PCR 10 of the quote if it is bound
-pub(super) fn restore(job: Job) -> (Restoring, Option<[u8; 32]>) {
-    match bound(&job) {
-        Err(unbound) => (Restoring::Unbound(name(unbound)), None),
-        Ok(values) => {
-            let pcr10 = values.value(IMA_PCR).copied();
-            (explain(job, &values), pcr10)
-        }
+impl Job {
+    /// Whether it takes longer than a handover to another thread
+    pub(super) fn is_long(&self) -> bool {
+        let lines = self.restore.ima.as_ref().map_or(0, |ima| ima.lines.len());
+        lines > FEW_LINES || self.uefi.as_ref().is_some_and(|log| !log.is_replayed())
     }
 }
 
-fn bound(job: &Job) -> Result<PcrValues, Unbound> {
-    let Evidence { quote, pcr_values, .. } = &job.evidence;
-    let ak = AkPublic::parse(&job.ak_public).map_err(|_| Unbound::Kind)?;
-    let mask = u32::from(job.offer.pcrs);
-    let (digests, rest) = pcr_values.as_slice().as_chunks::<32>();
-    let values = PcrValues::new(mask, digests).filter(|_| rest.is_empty()).ok_or(Unbound::Values)?;
-    let nonce = job.offer.nonce.as_bytes();
-    let bound = bind(&ak, nonce, mask, quote.attest.as_slice(), quote.signature.as_slice(), values)?;
-    Ok(bound.into_values())
+/// What came of it, and PCR 10 of the quote if it is bound
+pub(super) fn restore(job: Job) -> (Restoring, Option<[u8; 32]>) {
+    let Job { restore, uefi, last_pcr10 } = job;
+    let Restore { offer, quote, boot_statement, ak_public, pcrs, ima, uefi: uefi_digest } = restore;
+    let Ok(ak) = AkPublic::parse(ak_public.as_slice()) else {
+        return (Restoring::Unbound(name(Unbound::Kind)), None);
+    };
+    let from = ima.as_ref().and_then(|text| known_start(text, last_pcr10));
+    let nonce = offer.nonce.as_bytes();
+    let (quote, bound, led_to) = match quote {
+        Quote::Full(quote) => {
+            let (attest, signature) = (quote.attest.as_slice(), quote.signature.as_slice());
+            match bind(&ak, nonce, offer.pcrs, attest, signature, pcrs) {
+                Ok(bound) => (quote, bound, None),
+                Err(unbound) => return (Restoring::Unbound(name(unbound)), None),
+            }
+        }
+        Quote::Brief(brief) => {
+            let boot_attest = boot_statement.attest.as_slice();
+            let whole = all_values(offer.pcrs, &pcrs, from, ima.as_ref()).and_then(|(values, led_to)| {
+                let (quote, bound) = restore_brief(&ak, nonce, boot_attest, &brief, values).ok()?;
+                Some((quote, bound, led_to))
+            });
+            match whole {
+                Some(whole) => whole,
+                None => return (Restoring::Refuted, None),
+            }
+        }
+    };
+    let pcr10 = bound.values().value(IMA_PCR).copied();
+    let logs = Logs { from, led_to, ima, wants_uefi: offer.wants_uefi(), uefi, uefi_digest };
+    (explain(quote, bound, logs), pcr10)
 }
 
-fn explain(job: Job, values: &PcrValues) -> Restoring {
-    let (ima_lines, ima) = match (job.offer.ima_offset(), job.ima) {
-        (Some(offset), gathered) => {
-            let state = gathered.as_ref().and_then(|gathered| gathered.state);
-            let mut lines = gathered.map(|gathered| gathered.lines).unwrap_or_default();
-            lines.extend_from_slice(job.evidence.ima.as_ref().map_or(&[], |ima| ima.lines.as_slice()));
-            let from = known_start(offset, state, job.last_pcr10);
-            let explained = explain_ima(from, &lines, values);
-            (Some(lines), Some(explained))
+/// The values of all PCRs asked for; PCR 10, where it was left out, is what the lines lead to
+fn all_values(
+    asked: PcrMask,
+    known: &PcrValues,
+    from: Option<ImaState>,
+    ima: Option<&ImaText>,
+) -> Option<(PcrValues, Option<ImaState>)> {
+    let known = known.only(asked);
+    if known.mask() == asked {
+        return Some((known, None));
+    }
+    if !asked.contains(IMA_PCR) || known.mask() != asked.without(IMA_PCR) {
+        return None;
+    }
+    let mut at = from?;
+    for line in ima?.lines.split_inclusive(|byte| *byte == b'\n') {
+        extend_by(&mut at, line).ok()?;
+    }
+    let pcr10 = PcrValues::new(PcrMask::try_from(1 << IMA_PCR).ok()?, vec![at.pcr10]).ok()?;
+    Some((known.overlaid(&pcr10), Some(at)))
+}
+
+struct Logs {
+    from: Option<ImaState>,
+    /// Where all lines lead, if the signature has confirmed it
+    led_to: Option<ImaState>,
+    ima: Option<ImaText>,
+    wants_uefi: bool,
+    uefi: Option<Arc<UefiLog>>,
+    uefi_digest: Option<Digest>,
+}
+
+fn explain(quote: Signed, bound: Bound, logs: Logs) -> Restoring {
+    let pcrs = bound.into_values();
+    let ima = logs.ima.as_ref().map(|text| {
+        let (at, covered) = match logs.led_to {
+            Some(at) => (at, text.lines.len()),
+            None => led_to_quote(logs.from, &text.lines, &pcrs)?,
+        };
+        if text.lines.get(..covered).is_some_and(follows_from_pcr) {
+            Ok((relay::ImaState { entries: at.entries, pcr10: Digest::from(at.pcr10) }, covered))
+        } else {
+            Err("the IMA log has columns that PCR 10 does not cover")
         }
-        (None, _) => (None, None),
-    };
-    let submitted = job.submitted_uefi == job.evidence.uefi;
-    let uefi = job.offer.wants_uefi().then(|| explain_uefi(job.uefi.as_deref(), submitted, values));
+    });
+    let uefi = logs.wants_uefi.then(|| explain_uefi(logs.uefi.as_deref(), &pcrs));
     let mut restored = Box::new(Restored {
-        quote: job.evidence.quote,
-        pcr_blob: pcr_blob(values),
-        ima: ima_lines,
-        uefi: job.evidence.uefi,
+        quote,
+        pcr_blob: pcr_blob(&pcrs),
+        ima: logs.ima.map(|text| text.lines),
+        uefi: logs.uefi_digest,
     });
     match (ima, uefi) {
-        (Some(Err(what)), _) | (_, Some(Err(what))) => Restoring::Unexplained { restored, what },
+        (Some(Err(what)), _) | (_, Some(Err(what))) => Restoring::Unexplained { restored, pcrs, what },
         (ima, _) => {
             let (state, covered) = ima.and_then(Result::ok).unzip();
             // lines beyond the quote are anybody's, and the verifier would judge them
             if let (Some(lines), Some(covered)) = (&mut restored.ima, covered) {
                 lines.truncate(covered);
             }
-            Restoring::Explained { restored, ima: state }
+            Restoring::Explained { restored, pcrs, ima: state }
         }
     }
 }
@@ -84,45 +134,42 @@ fn explain(job: Job, values: &PcrValues) -> Restoring {
 /// PCR 10 before the first line: zero at boot, else what the exchange or the last quote knows
 ///
 /// A wrong start cannot explain anything, so a guess is safe.
-fn known_start(
-    offset: u64,
-    state: Option<relay::ImaState>,
-    last_pcr10: Option<[u8; 32]>,
-) -> Option<ImaState> {
-    if offset == 0 {
+fn known_start(text: &ImaText, last_pcr10: Option<[u8; 32]>) -> Option<ImaState> {
+    if text.offset == 0 {
         return Some(ImaState::BOOT);
     }
-    let known = state.filter(|state| state.entries == offset).map(|state| *state.pcr10.as_bytes());
-    known.or(last_pcr10).map(|pcr10| ImaState { entries: offset, pcr10 })
+    let state = text.state.filter(|state| state.entries == text.offset);
+    let pcr10 = state.map(|state| *state.pcr10.as_bytes()).or(last_pcr10)?;
+    Some(ImaState { entries: text.offset, pcr10 })
 }
 
-fn explain_ima(
+/// Where the quote was taken, and how many bytes of the lines lead there
+fn led_to_quote(
     from: Option<ImaState>,
     lines: &[u8],
     values: &PcrValues,
-) -> Result<(relay::ImaState, usize), &'static str> {
+) -> Result<(ImaState, usize), &'static str> {
     let from = from.ok_or("the IMA log before the first line sent is not known to this bridge")?;
-    let text = str::from_utf8(lines).map_err(|_| "the IMA log holds a name that is not UTF-8")?;
     let quoted = values.value(IMA_PCR).ok_or("the IMA log is wanted without PCR 10")?;
-    match replay_ima(from, text, quoted) {
-        ImaReplay::Explained { at, covered } if text.get(..covered).is_some_and(follows_from_pcr) => {
-            Ok((relay::ImaState { entries: at.entries, pcr10: Digest::from(at.pcr10) }, covered))
+    match replay_ima(from, lines, quoted) {
+        ImaReplay::Explained { at, covered } => Ok((at, covered)),
+        ImaReplay::Stopped { problem: ImaProblem::UnknownTemplate, .. } => {
+            Err("the IMA log has an unknown template")
         }
-        ImaReplay::Explained { .. } => Err("the IMA log has columns that PCR 10 does not cover"),
-        ImaReplay::Unexplained(Unexplained::UnknownTemplate(_)) => Err("the IMA log has an unknown template"),
-        ImaReplay::Unexplained(Unexplained::Malformed(_)) => Err("the IMA log is malformed"),
-        ImaReplay::Unexplained(_) => Err("the IMA log does not lead to the quoted PCR 10"),
+        ImaReplay::Stopped { problem: ImaProblem::Malformed, .. } => Err("the IMA log is malformed"),
+        ImaReplay::Differs { .. } => Err("the IMA log does not lead to the quoted PCR 10"),
     }
 }
 
-fn explain_uefi(log: Option<&Vec<u8>>, submitted: bool, values: &PcrValues) -> Result<(), &'static str> {
+/// The device has stated the log's digest with its boot, so what no PCR covers of it is its own as well
+fn explain_uefi(log: Option<&UefiLog>, values: &PcrValues) -> Result<(), &'static str> {
     let log = log.ok_or("the UEFI log is not held any more")?;
-    match replay_uefi(log, values) {
-        UefiReplay::Explained if submitted => Ok(()),
-        // the PCRs do not cover all that a policy reads in it
-        UefiReplay::Explained => Err("the device has not stated yet that this is its UEFI log"),
-        UefiReplay::Unexplained(Unexplained::Malformed(_)) => Err("the UEFI log is malformed"),
-        UefiReplay::Unexplained(_) => Err("the UEFI log does not lead to the quoted PCRs"),
+    match log.replayed().explains(values) {
+        UefiReplay::Explained => Ok(()),
+        UefiReplay::Malformed(_) => Err("the UEFI log is malformed"),
+        UefiReplay::Differs(_) | UefiReplay::NotQuoted => {
+            Err("the UEFI log does not lead to the quoted PCRs")
+        }
     }
 }
 

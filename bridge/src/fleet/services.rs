@@ -8,7 +8,7 @@ use super::lifetimes::Lifetimes;
 use super::outcome;
 use super::report::{Admitted, unix_now};
 use super::restoring::{Job, restore};
-use super::uefi_cache::UefiCache;
+use super::uefi_cache::{Disk, UefiCache, UefiLog};
 use crate::admission::{Admission, Claim, Decision};
 use crate::config::Checked;
 use crate::keylime::{
@@ -57,9 +57,7 @@ pub(super) struct Services {
 #[derive(Debug, Clone, Default)]
 pub(super) struct Memory {
     /// The UEFI log of the attestation under way, kept from finding it to submitting it
-    pub(super) uefi: Option<(Digest, Arc<Vec<u8>>)>,
-    /// The UEFI log submitted last: explained or stated by the device
-    pub(super) submitted_uefi: Option<Digest>,
+    pub(super) uefi: Option<(Digest, Arc<UefiLog>)>,
     /// PCR 10 of the last bound quote
     pub(super) pcr10: Option<[u8; 32]>,
     /// What admission said last
@@ -69,6 +67,8 @@ pub(super) struct Memory {
 impl Services {
     pub(super) fn new(checked: Checked, started: Instant) -> Self {
         let verifier = &checked.config.verifier;
+        let cache = &checked.config.cache;
+        let disk = cache.dir.clone().map(|dir| Disk::new(dir, cache.max_bytes));
         let budget = SessionBudget::new(verifier.sessions_per_minute, verifier.replicas, started);
         Self {
             verifier_name: verifier.url.to_string(),
@@ -76,7 +76,7 @@ impl Services {
             at_registrar: Semaphore::new(verifier.connections),
             restoring: Semaphore::new(RESTORATIONS),
             lifetimes: Lifetimes::default(),
-            uefi: UefiCache::new(checked.config.limits.uefi_cache_bytes),
+            uefi: UefiCache::new(checked.config.limits.uefi_cache_bytes, disk),
             budget: Mutex::new(budget),
             admission: Mutex::new(checked.admission),
             registrar: checked.registrar,
@@ -93,7 +93,7 @@ impl Services {
 
     /// Keeps a log for the device that sent it, and for all others of its kind
     pub(super) fn keep_uefi(&self, digest: Digest, log: Vec<u8>, memory: &mut Memory) {
-        memory.uefi = self.uefi.keep(&digest, log).map(|log| (digest, log));
+        memory.uefi = Some((digest, self.uefi.keep(&digest, log)));
     }
 
     /// Carries out a command; `KeepUefi` has no answer
@@ -115,28 +115,22 @@ impl Services {
                 Done::Offered(self.offer(id, &token, &facts).await)
             }
             Command::FindUefi(digest) => {
-                memory.uefi = self.uefi.find(&digest).map(|log| (digest, log));
+                memory.uefi = self.uefi.find(&digest).await.map(|log| (digest, log));
                 Done::UefiFound(memory.uefi.is_some())
             }
             Command::KeepUefi(digest, log) => {
                 self.keep_uefi(digest, log, memory);
                 return None;
             }
-            Command::Restore { offer, evidence, ak_public, ima } => {
-                let uefi = evidence.uefi.and_then(|digest| self.uefi_log(&digest, memory));
-                let job = Job {
-                    offer,
-                    evidence: *evidence,
-                    ak_public: ak_public.into_vec(),
-                    ima,
-                    uefi,
-                    submitted_uefi: memory.submitted_uefi,
-                    last_pcr10: memory.pcr10,
+            Command::Restore(restore) => {
+                let uefi = match &restore.uefi {
+                    Some(digest) => self.uefi_log(digest, memory).await,
+                    None => None,
                 };
+                let job = Job { restore: *restore, uefi, last_pcr10: memory.pcr10 };
                 Done::Restored(self.restore(job, memory).await)
             }
             Command::Submit { token, offer, restored } => {
-                memory.submitted_uefi = restored.uefi.or(memory.submitted_uefi);
                 Done::Submitted(self.submit(id, &token, &offer, *restored, memory).await)
             }
         };
@@ -280,14 +274,17 @@ impl Services {
     }
 
     async fn restore(&self, job: Job, memory: &mut Memory) -> Restoring {
-        let _turn = turn(&self.restoring).await;
-        match tokio::task::spawn_blocking(move || restore(job)).await {
-            Ok((restoring, pcr10)) => {
-                memory.pcr10 = pcr10.or(memory.pcr10);
-                restoring
+        let (restoring, pcr10) = if job.is_long() {
+            let _turn = turn(&self.restoring).await;
+            match tokio::task::spawn_blocking(move || restore(job)).await {
+                Ok(done) => done,
+                Err(_) => return Restoring::Unbound("restoring it failed in the bridge"),
             }
-            Err(_) => Restoring::Unbound("restoring it failed in the bridge"),
-        }
+        } else {
+            restore(job)
+        };
+        memory.pcr10 = pcr10.or(memory.pcr10);
+        restoring
     }
 
     async fn submit(
@@ -304,30 +301,35 @@ impl Services {
             return Submitted::Invalid(detail.to_owned());
         };
         let ima = text.map(|text| ImaSegment { count: text.matches('\n').count() as u64, text });
-        let log = restored.uefi.map(|digest| self.uefi_log(&digest, memory));
-        if matches!(log, Some(None)) {
-            // pushed out of the cache: a new challenge, and the log once more
-            return Submitted::Unavailable(Unavailable { retry_after: None });
-        }
+        let uefi = match &restored.uefi {
+            Some(digest) => match self.uefi_log(digest, memory).await {
+                Some(log) => Some(log.base64()),
+                // pushed out of the cache: a new challenge, and the log once more
+                None => return Submitted::Unavailable(Unavailable { retry_after: None }),
+            },
+            None => None,
+        };
         let evidence = EvidenceBody {
             attest: restored.quote.attest.into_vec(),
             signature: restored.quote.signature.into_vec(),
             pcr_blob: restored.pcr_blob,
             ima,
-            uefi: log.flatten().map(|log| log.as_ref().clone()),
+            uefi,
         };
         let _turn = turn(&self.at_verifier).await;
         let order = outcome::order(offer);
-        let submission = self.verifier.submit(id.as_str(), &token, offer.index, &evidence, &order).await;
+        let submission = self.verifier.submit(id.as_str(), &token, offer.index, evidence, &order).await;
         if let Submission::Accepted { seconds_to_next: Some(seconds) } = submission {
             self.lifetimes.interval(seconds);
         }
         outcome::submitted(submission)
     }
 
-    fn uefi_log(&self, digest: &Digest, memory: &Memory) -> Option<Arc<Vec<u8>>> {
-        let held = memory.uefi.as_ref().filter(|(held, _)| held == digest).map(|(_, log)| Arc::clone(log));
-        held.or_else(|| self.uefi.find(digest))
+    async fn uefi_log(&self, digest: &Digest, memory: &Memory) -> Option<Arc<UefiLog>> {
+        match &memory.uefi {
+            Some((held, log)) if held == digest => Some(Arc::clone(log)),
+            _ => self.uefi.find(digest).await,
+        }
     }
 }
 

@@ -18,7 +18,10 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use reqwest::Method;
 use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
+use std::sync::Arc;
 
+/// Room for a quote, its PCRs and the names of all members
+const QUOTE_ROOM: usize = 8 * 1024;
 /// Longest wait believed until the next attestation, seconds
 const MAX_INTERVAL: u64 = 7 * 24 * 3600;
 
@@ -33,8 +36,8 @@ pub struct EvidenceBody {
     pub pcr_blob: Vec<u8>,
     /// IMA entries from the requested offset
     pub ima: Option<ImaSegment>,
-    /// The whole UEFI log
-    pub uefi: Option<Vec<u8>>,
+    /// The whole UEFI log in base64, which is the same every time
+    pub uefi: Option<Arc<str>>,
 }
 
 /// Entries of an IMA log
@@ -89,7 +92,7 @@ struct Item<'a> {
 #[serde(untagged)]
 enum Data<'a> {
     Quote { message: String, signature: String, subject_data: String },
-    Uefi { entries: String },
+    Uefi { entries: &'a str },
     // as text: base64 would be taken for bytes and make the verifier fail
     Ima { entry_count: u64, entries: &'a str },
 }
@@ -113,18 +116,27 @@ impl Verifier {
         id: &str,
         token: &SessionToken,
         index: u64,
-        evidence: &EvidenceBody,
+        evidence: EvidenceBody,
         order: &[EvidenceType],
     ) -> Submission {
-        let Some(items) = order.iter().map(|kind| item_of(*kind, evidence)).collect::<Option<Vec<_>>>()
+        let Some(items) = order.iter().map(|kind| item_of(*kind, &evidence)).collect::<Option<Vec<_>>>()
         else {
             return Submission::Invalid { detail: "a requested log is missing".to_owned() };
         };
-        let answer = match self.patch_evidence(id, token, index, items).await {
+        let Some(body) = body_of(items, &evidence) else {
+            return Submission::Unavailable(self.endpoint.unavailable(Reason::Garbage));
+        };
+        // a log of many entries is held once while the verifier judges it
+        drop(evidence);
+        let answer = match self.patch_evidence(id, token, index, body).await {
             Ok(answer) => answer,
             Err(unavailable) => return Submission::Unavailable(unavailable),
         };
-        let errors = Errors::parse(answer.body.as_ref().map_or(&[], |body| body.as_slice()));
+        // the echo is large, and no error
+        let errors = match &answer.body {
+            Ok(body) if answer.status != 202 => Errors::parse(body),
+            _ => Errors::default(),
+        };
         match answer.status {
             // received, even where the echo after it was cut off
             202 => Submission::Accepted { seconds_to_next: parse_wait(&answer) },
@@ -145,10 +157,8 @@ impl Verifier {
         id: &str,
         token: &SessionToken,
         index: u64,
-        items: Vec<Item<'_>>,
+        body: Vec<u8>,
     ) -> Result<Answer, Unavailable> {
-        let document = Document::new("attestation", None, Collected { evidence_collected: items });
-        let body = serde_json::to_vec(&document).map_err(|_| self.endpoint.unavailable(Reason::Garbage))?;
         // the echo repeats the evidence and the capabilities and adds the PCRs in hex
         let max_answer = body.len() + body.len() / 2 + MAX_ANSWER;
         let index = index.to_string();
@@ -166,6 +176,17 @@ impl Verifier {
     }
 }
 
+fn body_of(items: Vec<Item<'_>>, evidence: &EvidenceBody) -> Option<Vec<u8>> {
+    let uefi = evidence.uefi.as_ref().map_or(0, |log| log.len());
+    // each line feed becomes two characters
+    let lines = |ima: &ImaSegment| ima.text.len() + usize::try_from(ima.count).unwrap_or(0);
+    let ima = evidence.ima.as_ref().map_or(0, lines);
+    let mut body = Vec::with_capacity(uefi + ima + QUOTE_ROOM);
+    let document = Document::new("attestation", None, Collected { evidence_collected: items });
+    serde_json::to_writer(&mut body, &document).ok()?;
+    Some(body)
+}
+
 fn item_of(kind: EvidenceType, evidence: &EvidenceBody) -> Option<Item<'_>> {
     let (evidence_class, data) = match kind {
         EvidenceType::TpmQuote => {
@@ -174,7 +195,7 @@ fn item_of(kind: EvidenceType, evidence: &EvidenceBody) -> Option<Item<'_>> {
             let subject_data = BASE64.encode(&evidence.pcr_blob);
             ("certification", Data::Quote { message, signature, subject_data })
         }
-        EvidenceType::UefiLog => ("log", Data::Uefi { entries: BASE64.encode(evidence.uefi.as_ref()?) }),
+        EvidenceType::UefiLog => ("log", Data::Uefi { entries: evidence.uefi.as_deref()? }),
         EvidenceType::ImaLog => {
             let ima = evidence.ima.as_ref()?;
             ("log", Data::Ima { entry_count: ima.count, entries: &ima.text })

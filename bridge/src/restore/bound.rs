@@ -1,10 +1,10 @@
 //! Is this the trusted AK's answer to this nonce?
 //!
-//! [`Bound`] can only be made here, after every check has passed, so holding one is the proof that they were made.
+//! [`Bound`] can only be made here and in [`super::brief`], after every check has passed, so holding one is the proof that they were made.
 
 use super::Digest;
-use super::pcrs::PcrValues;
 use crate::tpm::{AkPublic, Attest, Attested, ClockInfo, Malformed, RsaSignature, SignatureError};
+use keylime_mqtt_schemas::messages::{PcrMask, PcrValues};
 use sha2::{Digest as _, Sha256};
 use thiserror::Error;
 
@@ -49,6 +49,11 @@ pub enum Unbound {
 }
 
 impl Bound {
+    /// What a signature that was checked covers
+    pub(super) fn checked(clock: ClockInfo, values: PcrValues) -> Self {
+        Self { clock, values }
+    }
+
     /// clockInfo of the quote
     pub fn clock(&self) -> ClockInfo {
         self.clock
@@ -74,7 +79,7 @@ impl Bound {
 pub fn bind(
     ak: &AkPublic,
     nonce: &[u8],
-    mask: u32,
+    mask: PcrMask,
     attest: &[u8],
     signature: &[u8],
     values: PcrValues,
@@ -86,16 +91,16 @@ pub fn bind(
     let Attested::Quote { sha256_mask, pcr_digest } = parsed.attested else {
         return Err(Unbound::Kind);
     };
-    if sha256_mask != Some(mask) {
+    if sha256_mask != Some(mask.into()) {
         return Err(Unbound::Selection);
     }
-    if values.mask() != mask || pcr_digest != values.digest() {
+    if values.mask() != mask || pcr_digest != values.digest().as_bytes() {
         return Err(Unbound::Values);
     }
     if !parsed.clock.safe {
         return Err(Unbound::ClockUnsafe);
     }
-    Ok(Bound { clock: parsed.clock, values })
+    Ok(Bound::checked(parsed.clock, values))
 }
 
 /// Checks a statement: a quote of no PCRs, by which the trusted AK says the 32 bytes in its extraData

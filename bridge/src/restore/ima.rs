@@ -6,7 +6,7 @@
 //! Source: Linux `security/integrity/ima/ima_{template,template_lib,crypto,fs}.c`. The sha256 bank is extended with SHA-256 of the
 //! template data (since Linux 5.8).
 
-use super::{Digest, Unexplained};
+use super::Digest;
 use sha1::Sha1;
 use sha2::{Digest as _, Sha256};
 
@@ -33,6 +33,15 @@ impl ImaState {
     pub const BOOT: Self = Self { entries: 0, pcr10: [0; 32] };
 }
 
+/// Why a line cannot be followed
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ImaProblem {
+    /// Not of its template's form
+    Malformed,
+    /// Not known here
+    UnknownTemplate,
+}
+
 /// What following a log came to
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ImaReplay {
@@ -43,45 +52,55 @@ pub enum ImaReplay {
         /// Bytes of the text up to there
         covered: usize,
     },
-    /// It is not
-    Unexplained(Unexplained),
+    /// None led there
+    Differs {
+        /// Where they led
+        at: ImaState,
+    },
+    /// A line cannot be followed
+    Stopped {
+        /// Where they led
+        at: ImaState,
+        /// Why
+        problem: ImaProblem,
+    },
 }
 
 /// Follows ascii log lines from a state until PCR 10 is as quoted
-///
-/// The text starts at entry `from.entries`. Lines after the match are not read.
-pub fn replay_ima(from: ImaState, text: &str, quoted: &Digest) -> ImaReplay {
+pub fn replay_ima(from: ImaState, text: &[u8], quoted: &Digest) -> ImaReplay {
     let mut at = from;
     let mut covered = 0;
     if at.pcr10 == *quoted {
         return ImaReplay::Explained { at, covered };
     }
-    for line in text.split_inclusive('\n') {
+    for line in text.split_inclusive(|byte| *byte == b'\n') {
         covered += line.len();
-        let entry = line.strip_suffix('\n').unwrap_or(line);
-        match extension(entry) {
-            Ok(Some(value)) => at.pcr10 = extend(&at.pcr10, &value),
-            Ok(None) => {}
-            Err(Problem::Malformed) => return ImaReplay::Unexplained(Unexplained::Malformed(at.entries)),
-            Err(Problem::UnknownTemplate) => {
-                return ImaReplay::Unexplained(Unexplained::UnknownTemplate(at.entries));
-            }
+        if let Err(problem) = extend_by(&mut at, line) {
+            return ImaReplay::Stopped { at, problem };
         }
-        at.entries += 1;
         if at.pcr10 == *quoted {
             return ImaReplay::Explained { at, covered };
         }
     }
-    ImaReplay::Unexplained(Unexplained::Differs(1 << 10))
+    ImaReplay::Differs { at }
+}
+
+/// Follows one line
+pub fn extend_by(state: &mut ImaState, line: &[u8]) -> Result<(), ImaProblem> {
+    let entry = line.strip_suffix(b"\n").unwrap_or(line);
+    let entry = str::from_utf8(entry).map_err(|_| ImaProblem::Malformed)?;
+    if let Some(value) = extension(entry)? {
+        state.pcr10 = extend(&state.pcr10, &value);
+    }
+    state.entries += 1;
+    Ok(())
 }
 
 /// Whether all that these lines say follows from what PCR 10 covers
-///
-/// Keylime also judges columns that no PCR covers: the PCR, the template hash, the template's name, and everything in the line of
-/// a violation. Changed on the way, they would fail a device whose quote is good, so where they do not follow from
-/// the covered ones only the device's statement tells that they are its own.
-pub fn follows_from_pcr(text: &str) -> bool {
-    text.split_inclusive('\n').all(|line| line.strip_suffix('\n').is_some_and(entry_follows))
+pub fn follows_from_pcr(text: &[u8]) -> bool {
+    text.split_inclusive(|byte| *byte == b'\n').all(|line| {
+        line.strip_suffix(b"\n").is_some_and(|line| str::from_utf8(line).is_ok_and(entry_follows))
+    })
 }
 
 fn entry_follows(entry: &str) -> bool {
@@ -124,21 +143,16 @@ pub(super) fn extend(pcr: &Digest, value: &Digest) -> Digest {
     hash.finalize().into()
 }
 
-enum Problem {
-    Malformed,
-    UnknownTemplate,
-}
-
 /// What an entry extends PCR 10 with; `None` when it is measured into another PCR
-fn extension(entry: &str) -> Result<Option<Digest>, Problem> {
+fn extension(entry: &str) -> Result<Option<Digest>, ImaProblem> {
     if entry.len() > MAX_LINE {
-        return Err(Problem::Malformed);
+        return Err(ImaProblem::Malformed);
     }
     let mut fields = entry.splitn(4, ' ');
-    let mut next = || fields.next().ok_or(Problem::Malformed);
+    let mut next = || fields.next().ok_or(ImaProblem::Malformed);
     let (pcr, template_hash, template, data) = (next()?.trim_start(), next()?, next()?, next()?);
     if pcr.is_empty() || !pcr.bytes().all(|byte| byte.is_ascii_digit()) {
-        return Err(Problem::Malformed);
+        return Err(ImaProblem::Malformed);
     }
     if pcr != IMA_PCR {
         return Ok(None);
@@ -152,7 +166,7 @@ fn extension(entry: &str) -> Result<Option<Digest>, Problem> {
 }
 
 /// The fields of a template as the kernel hashes them
-fn template_data(template: &str, text: &str) -> Result<Vec<u8>, Problem> {
+fn template_data(template: &str, text: &str) -> Result<Vec<u8>, ImaProblem> {
     let mut data = Vec::with_capacity(text.len());
     match template {
         "ima" => {
@@ -183,7 +197,7 @@ fn template_data(template: &str, text: &str) -> Result<Vec<u8>, Problem> {
             }
             push_hex(&mut data, modsig)?;
         }
-        _ => return Err(Problem::UnknownTemplate),
+        _ => return Err(ImaProblem::UnknownTemplate),
     }
     Ok(data)
 }
@@ -191,24 +205,24 @@ fn template_data(template: &str, text: &str) -> Result<Vec<u8>, Problem> {
 /// Digest, name and `N - 2` fields without blanks
 ///
 /// Older kernels leave blanks in names, so the name is whatever lies between the others.
-fn split<const N: usize>(text: &str) -> Result<[&str; N], Problem> {
-    let (digest, rest) = text.split_once(' ').ok_or(Problem::Malformed)?;
+fn split<const N: usize>(text: &str) -> Result<[&str; N], ImaProblem> {
+    let (digest, rest) = text.split_once(' ').ok_or(ImaProblem::Malformed)?;
     let mut fields: Vec<&str> = rest.rsplitn(N - 1, ' ').collect();
     fields.push(digest);
     fields.reverse();
-    fields.try_into().map_err(|_| Problem::Malformed)
+    fields.try_into().map_err(|_| ImaProblem::Malformed)
 }
 
 /// d-ng and d-ngv2: `sha256:<hex>`, `ima:sha256:<hex>`; hashed as length, algorithm with colon, NUL, digest
-fn push_digest(data: &mut Vec<u8>, text: &str) -> Result<(), Problem> {
+fn push_digest(data: &mut Vec<u8>, text: &str) -> Result<(), ImaProblem> {
     let digest = match text.rsplit_once(':') {
         Some((algorithm, digest)) => {
             let mut field = algorithm.as_bytes().to_vec();
             field.extend_from_slice(b":\0");
-            field.extend_from_slice(&hex::decode(digest).map_err(|_| Problem::Malformed)?);
+            field.extend_from_slice(&hex::decode(digest).map_err(|_| ImaProblem::Malformed)?);
             field
         }
-        None => hex::decode(text).map_err(|_| Problem::Malformed)?,
+        None => hex::decode(text).map_err(|_| ImaProblem::Malformed)?,
     };
     push_sized(data, &digest);
     Ok(())
@@ -221,8 +235,8 @@ fn push_name(data: &mut Vec<u8>, name: &str) {
     push_sized(data, &field);
 }
 
-fn push_hex(data: &mut Vec<u8>, text: &str) -> Result<(), Problem> {
-    push_sized(data, &hex::decode(text).map_err(|_| Problem::Malformed)?);
+fn push_hex(data: &mut Vec<u8>, text: &str) -> Result<(), ImaProblem> {
+    push_sized(data, &hex::decode(text).map_err(|_| ImaProblem::Malformed)?);
     Ok(())
 }
 
@@ -232,10 +246,10 @@ fn push_sized(data: &mut Vec<u8>, field: &[u8]) {
 }
 
 /// The `ima` template: no lengths, fixed fields
-fn push_old(data: &mut Vec<u8>, digest: &str, name: &str) -> Result<(), Problem> {
-    let digest = hex::decode(digest).map_err(|_| Problem::Malformed)?;
+fn push_old(data: &mut Vec<u8>, digest: &str, name: &str) -> Result<(), ImaProblem> {
+    let digest = hex::decode(digest).map_err(|_| ImaProblem::Malformed)?;
     if digest.len() > OLD_DIGEST_LEN || name.len() >= OLD_NAME_LEN {
-        return Err(Problem::Malformed);
+        return Err(ImaProblem::Malformed);
     }
     data.extend_from_slice(&digest);
     data.resize(data.len() + OLD_DIGEST_LEN - digest.len(), 0);

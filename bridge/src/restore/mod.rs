@@ -5,38 +5,22 @@
 //! truthfully reports something bad is bound like any other.
 //!
 //! ```text
-//! attest, signature, PCR values -> bind -> Bound -> ima, uefi: do the logs replay to the quoted PCRs? -> keylime::submit
+//! attest, signature, PCR values -> bind -----------\
+//! clock, signature, PCR values -> restore_brief -> Bound -> ima, uefi: do the logs replay to the quoted PCRs? -> keylime::submit
 //!                                                                \-> no: ask for a statement, then submit or drop
 //! ```
 
 mod bound;
+mod brief;
 mod ima;
 mod pcrs;
 mod uefi;
 
 pub use bound::{Bound, Unbound, bind, certified_name, verify_statement};
-pub use ima::{ImaReplay, ImaState, follows_from_pcr, replay_ima};
-pub use pcrs::{PcrValues, pcr_blob};
-pub use uefi::{UefiReplay, replay_uefi};
+pub use brief::restore_brief;
+pub use ima::{ImaProblem, ImaReplay, ImaState, extend_by, follows_from_pcr, replay_ima};
+pub use pcrs::pcr_blob;
+pub use uefi::{Replayed, UefiReplay};
 
 /// A SHA-256 digest
 pub type Digest = [u8; 32];
-
-/// Why a log does not explain the quoted PCRs
-///
-/// Not a verdict either: a tampered device and a tampered message look the same here, and only the device's statement tells them apart.
-#[derive(Debug, thiserror::Error, Clone, Copy, PartialEq, Eq)]
-pub enum Unexplained {
-    /// The log cannot be read
-    #[error("the log is malformed at entry {0}")]
-    Malformed(u64),
-    /// The log can be read but an entry's hash cannot be recomputed
-    #[error("the log's entry {0} is of a template that is not known here")]
-    UnknownTemplate(u64),
-    /// The log replays to other values; bit n for PCR n
-    #[error("the log does not replay to the quoted values of PCRs {0:#x}")]
-    Differs(u32),
-    /// The PCR that the log explains was not quoted
-    #[error("the quote lacks the PCR that the log explains")]
-    NotQuoted,
-}

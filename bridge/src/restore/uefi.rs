@@ -3,10 +3,10 @@
 //! Source: TCG PC Client Platform Firmware Profile, "Event Logging" (crypto agile log): a TCG_PCClientPCREvent that carries the spec id and the hash
 //! sizes, then TCG_PCR_EVENT2 until the end.
 
+use super::Digest;
 use super::ima::extend;
-use super::pcrs::PcrValues;
-use super::{Digest, Unexplained};
 use crate::tpm::ALG_SHA256;
+use keylime_mqtt_schemas::messages::PcrValues;
 use std::collections::BTreeMap;
 
 /// Signature of the first event of a crypto agile log
@@ -24,48 +24,61 @@ const MAX_ALGORITHMS: u32 = 16;
 /// PCRs whose whole content the firmware logs: a quote of them must match even where the log is silent
 const FIRMWARE_PCRS: u32 = 0xFF;
 /// PCRs of a bank
-const PCR_COUNT: u32 = 24;
+const PCR_COUNT: u8 = 24;
 
-/// What following a UEFI log came to
+/// What following a UEFI log came to. No verdict: a tampered device and a tampered message look the same here
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum UefiReplay {
     /// All quoted PCRs that the log speaks of are as it says
     Explained,
-    /// They are not
-    Unexplained(Unexplained),
+    /// An event of the log cannot be read: its number
+    Malformed(u64),
+    /// The log leads to other values; bit n for PCR n
+    Differs(u32),
+    /// None of the PCRs that the log speaks of was quoted
+    NotQuoted,
 }
 
-/// Follows a UEFI log and compares where it leads with quoted values
-///
-/// Compared are the quoted ones among PCRs 0 to 7, and of the others those that the log has events for.
-pub fn replay_uefi(log: &[u8], quoted: &PcrValues) -> UefiReplay {
-    let replayed = match follow(log) {
-        Ok(replayed) => replayed,
-        Err(event) => return UefiReplay::Unexplained(Unexplained::Malformed(event)),
-    };
-    let mut compared = 0u32;
-    let mut differs = 0u32;
-    for (pcr, value) in quoted.iter() {
-        let bit = 1u32 << pcr;
-        let expected = match replayed.get(&u32::from(pcr)) {
-            Some(expected) => *expected,
-            None if FIRMWARE_PCRS & bit != 0 => [0; 32],
-            None => continue,
-        };
-        compared |= bit;
-        if expected != *value {
-            differs |= bit;
-        }
+/// Where a UEFI log leads: computed once per log, compared with every quote
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Replayed(Result<BTreeMap<u8, Digest>, u64>);
+
+impl Replayed {
+    /// Follows a log to its end
+    pub fn of(log: &[u8]) -> Self {
+        Self(follow(log))
     }
-    match (compared, differs) {
-        (0, _) => UefiReplay::Unexplained(Unexplained::NotQuoted),
-        (_, 0) => UefiReplay::Explained,
-        (_, differs) => UefiReplay::Unexplained(Unexplained::Differs(differs)),
+
+    /// Compares where the log leads with quoted values: of PCRs 0 to 7 all, of the others those that the log has events for
+    pub fn explains(&self, quoted: &PcrValues) -> UefiReplay {
+        let replayed = match &self.0 {
+            Ok(replayed) => replayed,
+            Err(event) => return UefiReplay::Malformed(*event),
+        };
+        let mut compared = 0u32;
+        let mut differs = 0u32;
+        for (pcr, value) in quoted.iter() {
+            let bit = 1u32 << pcr;
+            let expected = match replayed.get(&pcr) {
+                Some(expected) => *expected,
+                None if FIRMWARE_PCRS & bit != 0 => [0; 32],
+                None => continue,
+            };
+            compared |= bit;
+            if expected != *value {
+                differs |= bit;
+            }
+        }
+        match (compared, differs) {
+            (0, _) => UefiReplay::NotQuoted,
+            (_, 0) => UefiReplay::Explained,
+            (_, differs) => UefiReplay::Differs(differs),
+        }
     }
 }
 
 /// PCRs after all events, or the number of the event that cannot be read
-fn follow(log: &[u8]) -> Result<BTreeMap<u32, Digest>, u64> {
+fn follow(log: &[u8]) -> Result<BTreeMap<u8, Digest>, u64> {
     let mut reader = LeReader(log);
     let sizes = spec_id(&mut reader).ok_or(0u64)?;
     let mut pcrs = BTreeMap::new();
@@ -106,7 +119,7 @@ fn spec_id(reader: &mut LeReader<'_>) -> Option<BTreeMap<u16, usize>> {
 fn event(
     reader: &mut LeReader<'_>,
     sizes: &BTreeMap<u16, usize>,
-    pcrs: &mut BTreeMap<u32, Digest>,
+    pcrs: &mut BTreeMap<u8, Digest>,
 ) -> Option<()> {
     let pcr = reader.u32()?;
     let kind = reader.u32()?;
@@ -135,9 +148,7 @@ fn event(
         }
         return Some(());
     }
-    if pcr >= PCR_COUNT {
-        return None;
-    }
+    let pcr = u8::try_from(pcr).ok().filter(|pcr| *pcr < PCR_COUNT)?;
     let value = pcrs.entry(pcr).or_insert([0; 32]);
     *value = extend(value, &sha256?);
     Some(())

@@ -2,6 +2,8 @@
 
 use super::ALG_SHA256;
 use super::reader::{Malformed, Reader};
+use keylime_mqtt_schemas::messages::PcrMask;
+use keylime_mqtt_schemas::messages::limits::MAX_ATTEST;
 
 /// TPM_GENERATED_VALUE: a restricted key signs no foreign data that starts so
 const GENERATED: u32 = 0xFF54_4347;
@@ -17,10 +19,14 @@ const MAX_BITMAP: usize = 4;
 /// A TPMS_ATTEST of TPM2_Quote or TPM2_Certify
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Attest {
+    /// qualifiedSigner: the signing key's name, qualified by its parents'
+    pub qualified_signer: Vec<u8>,
     /// extraData: the qualifying data given by the caller
     pub extra_data: Vec<u8>,
     /// clockInfo
     pub clock: ClockInfo,
+    /// firmwareVersion
+    pub firmware_version: u64,
     /// What is attested
     pub attested: Attested,
 }
@@ -66,7 +72,7 @@ impl Attest {
             return Err(Malformed::Value("magic"));
         }
         let kind = reader.u16("type")?;
-        reader.sized("qualifiedSigner")?;
+        let qualified_signer = reader.sized("qualifiedSigner")?.to_vec();
         let extra_data = reader.sized("extraData")?.to_vec();
         let clock = ClockInfo {
             clock: reader.u64("clock")?,
@@ -78,7 +84,7 @@ impl Attest {
                 _ => return Err(Malformed::Value("safe")),
             },
         };
-        reader.u64("firmwareVersion")?;
+        let firmware_version = reader.u64("firmwareVersion")?;
         let attested = match kind {
             ST_QUOTE => Attested::Quote {
                 sha256_mask: parse_selection(&mut reader)?,
@@ -92,8 +98,48 @@ impl Attest {
             _ => return Err(Malformed::Value("type")),
         };
         reader.end()?;
-        Ok(Self { extra_data, clock, attested })
+        Ok(Self { qualified_signer, extra_data, clock, firmware_version, attested })
     }
+}
+
+/// A quote as a TPM marshals it: one selection, sha256, 24 PCRs
+///
+/// Made from claims, it is a claim; only a signature over it says that a TPM made the same.
+///
+/// # Errors
+/// When the signer's name or the nonce is longer than a TPM2B can hold.
+pub fn marshal_quote(
+    qualified_signer: &[u8],
+    nonce: &[u8],
+    clock: ClockInfo,
+    firmware_version: u64,
+    pcrs: PcrMask,
+    pcr_digest: &[u8],
+) -> Result<Vec<u8>, Malformed> {
+    let mut attest = Vec::with_capacity(MAX_ATTEST);
+    attest.extend_from_slice(&GENERATED.to_be_bytes());
+    attest.extend_from_slice(&ST_QUOTE.to_be_bytes());
+    push_sized(&mut attest, qualified_signer, "qualifiedSigner")?;
+    push_sized(&mut attest, nonce, "extraData")?;
+    attest.extend_from_slice(&clock.clock.to_be_bytes());
+    attest.extend_from_slice(&clock.reset_count.to_be_bytes());
+    attest.extend_from_slice(&clock.restart_count.to_be_bytes());
+    attest.push(clock.safe.into());
+    attest.extend_from_slice(&firmware_version.to_be_bytes());
+    attest.extend_from_slice(&1u32.to_be_bytes());
+    attest.extend_from_slice(&ALG_SHA256.to_be_bytes());
+    let [first, second, third, _] = u32::from(pcrs).to_le_bytes();
+    attest.extend_from_slice(&[3, first, second, third]);
+    push_sized(&mut attest, pcr_digest, "pcrDigest")?;
+    Ok(attest)
+}
+
+/// A TPM2B
+pub(super) fn push_sized(out: &mut Vec<u8>, bytes: &[u8], field: &'static str) -> Result<(), Malformed> {
+    let len = u16::try_from(bytes.len()).map_err(|_| Malformed::Value(field))?;
+    out.extend_from_slice(&len.to_be_bytes());
+    out.extend_from_slice(bytes);
+    Ok(())
 }
 
 /// TPML_PCR_SELECTION; `None` when PCRs of another bank than sha256, or of sha256 twice, are selected

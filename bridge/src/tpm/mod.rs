@@ -13,7 +13,7 @@ mod public;
 mod reader;
 mod signature;
 
-pub use attest::{Attest, Attested, ClockInfo};
+pub use attest::{Attest, Attested, ClockInfo, marshal_quote};
 pub use public::{AkPublic, AkUnfit, Key, Public};
 pub use reader::Malformed;
 pub use signature::{RsaSignature, SignatureError};

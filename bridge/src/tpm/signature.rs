@@ -1,5 +1,6 @@
 //! TPMT_SIGNATURE, of the one kind that Keylime's push mode accepts, and its verification.
 
+use super::attest::push_sized;
 use super::public::AkPublic;
 use super::reader::{Malformed, Reader};
 use super::{ALG_RSASSA, ALG_SHA256};
@@ -37,6 +38,23 @@ impl<'a> RsaSignature<'a> {
         let signature = reader.sized("sig")?;
         reader.end()?;
         Ok(Self(signature))
+    }
+
+    /// The number alone, as a brief quote carries it
+    pub fn of_number(number: &'a [u8]) -> Self {
+        Self(number)
+    }
+
+    /// The TPMT_SIGNATURE
+    ///
+    /// # Errors
+    /// When the number is longer than a TPM2B can hold.
+    pub fn marshal(&self) -> Result<Vec<u8>, Malformed> {
+        let mut signature = Vec::with_capacity(6 + self.0.len());
+        signature.extend_from_slice(&ALG_RSASSA.to_be_bytes());
+        signature.extend_from_slice(&ALG_SHA256.to_be_bytes());
+        push_sized(&mut signature, self.0, "sig")?;
+        Ok(signature)
     }
 
     /// Whether the key made this signature over `message`

@@ -39,7 +39,7 @@ fn evidence() -> EvidenceBody {
         signature: base64(&quote["signature"]),
         pcr_blob: base64(&quote["subject_data"]),
         ima: Some(ImaSegment { count: 1, text: "10 00 ima-ng sha256:00 boot_aggregate\n".to_owned() }),
-        uefi: Some(vec![1, 2, 3]),
+        uefi: Some("AQID".into()),
     }
 }
 
@@ -316,7 +316,7 @@ async fn a_challenge_that_keylime_would_not_make_is_garbage() {
 #[tokio::test]
 async fn evidence_goes_to_its_index_in_the_order_asked_for() {
     let (server, verifier) = verifier(vec![answer(202, bytes("keylime/accepted.json"))]).await;
-    let submission = verifier.submit(ID, &token(), 7, &evidence(), &ORDER).await;
+    let submission = verifier.submit(ID, &token(), 7, evidence(), &ORDER).await;
     let Submission::Accepted { seconds_to_next } = submission else { panic!("{submission:?}") };
     assert_eq!(seconds_to_next, Some(10));
     let seen = &server.seen()[0];
@@ -347,7 +347,7 @@ async fn each_answer_to_evidence_has_its_meaning() {
     let (_server, verifier) = verifier(script).await;
     let mut outcomes = Vec::new();
     for _ in 0..10 {
-        outcomes.push(verifier.submit(ID, &token(), 0, &evidence(), &ORDER).await);
+        outcomes.push(verifier.submit(ID, &token(), 0, evidence(), &ORDER).await);
     }
     assert!(matches!(outcomes[0], Submission::AlreadyAccepted));
     assert!(matches!(outcomes[1], Submission::Superseded));
@@ -369,7 +369,7 @@ async fn evidence_once_received_stays_received_whatever_follows_the_202() {
     let script = vec![answer(202, "garbage"), Play::Endless(202)];
     let (_server, verifier) = verifier(script).await;
     for _ in 0..2 {
-        let submission = verifier.submit(ID, &token(), 0, &evidence(), &ORDER).await;
+        let submission = verifier.submit(ID, &token(), 0, evidence(), &ORDER).await;
         assert!(matches!(submission, Submission::Accepted { seconds_to_next: None }), "{submission:?}");
     }
 }
@@ -378,7 +378,7 @@ async fn evidence_once_received_stays_received_whatever_follows_the_202() {
 async fn a_requested_log_that_is_missing_is_never_submitted() {
     let (server, verifier) = verifier(vec![]).await;
     let without = EvidenceBody { uefi: None, ..evidence() };
-    let submission = verifier.submit(ID, &token(), 0, &without, &ORDER).await;
+    let submission = verifier.submit(ID, &token(), 0, without, &ORDER).await;
     assert!(matches!(submission, Submission::Invalid { .. }), "{submission:?}");
     assert!(server.seen().is_empty());
 }

@@ -17,3 +17,4 @@ mod hostile_bytes;
 mod keylime_answers;
 mod restored_evidence;
 mod scripted;
+mod world;

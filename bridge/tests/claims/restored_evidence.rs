@@ -1,11 +1,12 @@
 //! Claims about evidence: what is bound, what a log explains, and that restored bytes equal the originals.
 
-use crate::fixtures::{DEVICES, Quote, TestAk, base64, bytes, device_pcrs, json, text};
+use crate::fixtures::{DEVICES, Quote, TestAk, base64, bytes, device_pcrs, json, mask, text};
 use keylime_mqtt_bridge::restore::{
-    ImaReplay, ImaState, UefiReplay, Unbound, Unexplained, bind, certified_name, follows_from_pcr, pcr_blob,
-    replay_ima, replay_uefi, verify_statement,
+    ImaProblem, ImaReplay, ImaState, Replayed, UefiReplay, Unbound, bind, certified_name, follows_from_pcr,
+    pcr_blob, replay_ima, verify_statement,
 };
 use keylime_mqtt_bridge::tpm::{AkPublic, AkUnfit, Attest, Attested, SignatureError};
+use keylime_mqtt_schemas::messages::PcrValues;
 use sha2::{Digest as _, Sha256};
 
 const NONCE: [u8; 16] = *b"0123456789abcdef";
@@ -18,7 +19,7 @@ struct Signed {
 
 fn quoted(ak: &TestAk, change: impl FnOnce(&mut Quote<'_>)) -> Signed {
     let digest = device_pcrs("device-secure", MASK).digest();
-    let mut quote = Quote { nonce: &NONCE, mask: MASK, digest: &digest, safe: 1, kind: 0x8018 };
+    let mut quote = Quote { nonce: &NONCE, mask: MASK, digest: digest.as_bytes(), safe: 1, kind: 0x8018 };
     change(&mut quote);
     let attest = quote.marshal();
     Signed { signature: ak.sign(&attest), attest }
@@ -26,7 +27,7 @@ fn quoted(ak: &TestAk, change: impl FnOnce(&mut Quote<'_>)) -> Signed {
 
 fn bound(ak: &TestAk, signed: &Signed) -> Result<(), Unbound> {
     let values = device_pcrs("device-secure", MASK);
-    bind(&ak.public(), &NONCE, MASK, &signed.attest, &signed.signature, values).map(|_| ())
+    bind(&ak.public(), &NONCE, mask(MASK), &signed.attest, &signed.signature, values).map(|_| ())
 }
 
 #[test]
@@ -69,10 +70,11 @@ fn a_real_quote_and_proof_that_keylime_accepted_are_bound() {
             blob[at..at + 32].try_into().unwrap()
         })
         .collect();
-    let values = keylime_mqtt_bridge::restore::PcrValues::new(0x1_FFFF, &values).unwrap();
+    let values = PcrValues::new(mask(0x1_FFFF), values).unwrap();
     assert_eq!(pcr_blob(&values), blob, "restored blob");
     let quote = &evidence["quote"];
-    bind(&ak, &nonce, 0x1_FFFF, &base64(&quote["message"]), &base64(&quote["signature"]), values).unwrap();
+    bind(&ak, &nonce, mask(0x1_FFFF), &base64(&quote["message"]), &base64(&quote["signature"]), values)
+        .unwrap();
 
     let message = base64(&evidence["proof"]["message"]);
     assert_eq!(certified_name(&message).unwrap(), ak.name());
@@ -88,7 +90,7 @@ fn restored_pcr_blobs_equal_those_of_tpm2_tools() {
             panic!("{device}: no quote")
         };
         assert_eq!(sha256_mask, Some(MASK), "{device}");
-        assert_eq!(pcr_digest, device_pcrs(device, MASK).digest(), "{device}");
+        assert_eq!(pcr_digest, device_pcrs(device, MASK).digest().as_bytes(), "{device}");
     }
 }
 
@@ -132,22 +134,29 @@ fn the_recorded_ima_logs_explain_pcr_10_from_any_entry_on() {
         let log = text(&format!("{device}/ascii_runtime_measurements"));
         let quoted = *device_pcrs(device, 1 << 10).value(10).unwrap();
         let lines = log.lines().count() as u64;
-        let whole = replay_ima(ImaState::BOOT, &log, &quoted);
+        let whole = replay_ima(ImaState::BOOT, log.as_bytes(), &quoted);
         let at = ImaState { entries: lines, pcr10: quoted };
         assert_eq!(whole, ImaReplay::Explained { at, covered: log.len() }, "{device}");
 
         // from the middle, with entries after the quote
         let half: String = log.split_inclusive('\n').take(100).collect();
-        let ImaReplay::Unexplained(Unexplained::Differs(_)) = replay_ima(ImaState::BOOT, &half, &quoted)
-        else {
+        let ImaReplay::Differs { .. } = replay_ima(ImaState::BOOT, half.as_bytes(), &quoted) else {
             panic!("{device}: half a log explained the whole");
         };
         let middle = state_after(&half);
         let mut rest = log[half.len()..].to_owned();
         let covered = rest.len();
         rest.push_str("10 not looked at");
-        assert_eq!(replay_ima(middle, &rest, &quoted), ImaReplay::Explained { at, covered }, "{device}");
-        assert_eq!(replay_ima(at, &rest, &quoted), ImaReplay::Explained { at, covered: 0 }, "{device}");
+        assert_eq!(
+            replay_ima(middle, rest.as_bytes(), &quoted),
+            ImaReplay::Explained { at, covered },
+            "{device}"
+        );
+        assert_eq!(
+            replay_ima(at, rest.as_bytes(), &quoted),
+            ImaReplay::Explained { at, covered: 0 },
+            "{device}"
+        );
     }
 }
 
@@ -157,7 +166,7 @@ fn columns_that_pcr_10_does_not_cover_are_not_taken_from_the_network_as_they_com
         let log = text(&format!("{device}/ascii_runtime_measurements"));
         for line in log.split_inclusive('\n') {
             let is_violation = line.starts_with(&format!("10 {} ", "0".repeat(40)));
-            assert_eq!(follows_from_pcr(line), !is_violation, "{device}: {line}");
+            assert_eq!(follows_from_pcr(line.as_bytes()), !is_violation, "{device}: {line}");
             // none of these changes what the line extends PCR 10 with
             let other = if line.starts_with("10 fe") { "ef" } else { "fe" };
             let changed_hash = [&line[..3], other, &line[5..]].concat();
@@ -165,7 +174,7 @@ fn columns_that_pcr_10_does_not_cover_are_not_taken_from_the_network_as_they_com
             for changed in
                 [format!("\t{line}"), line.replacen("ima-ng", "ima-ngv2", 1), changed_hash, shouted]
             {
-                assert!(!follows_from_pcr(&changed), "{device}: {changed}");
+                assert!(!follows_from_pcr(changed.as_bytes()), "{device}: {changed}");
             }
         }
     }
@@ -229,45 +238,46 @@ fn templates_are_hashed_as_keylime_hashes_them() {
     for (line, data) in lines.iter().zip(expected) {
         let value: [u8; 32] = Sha256::digest(data).into();
         let quoted: [u8; 32] = Sha256::digest([[0; 32], value].concat()).into();
-        let replay = replay_ima(ImaState::BOOT, line, &quoted);
+        let replay = replay_ima(ImaState::BOOT, line.as_bytes(), &quoted);
         assert!(matches!(replay, ImaReplay::Explained { .. }), "{line}: {replay:?}");
     }
 }
 
 #[test]
 fn what_cannot_be_recomputed_is_unexplained_never_guessed() {
+    let stopped = |problem| ImaReplay::Stopped { at: ImaState::BOOT, problem };
     let cases = [
-        ("10 00ff evm-sig sha256:11 /x", Unexplained::UnknownTemplate(0)),
-        ("10 00ff ima-ng sha256:zz /x", Unexplained::Malformed(0)),
-        ("10 00ff ima-ng", Unexplained::Malformed(0)),
-        ("ten 00ff ima-ng sha256:11 /x", Unexplained::Malformed(0)),
-        ("", Unexplained::Differs(1 << 10)),
+        ("10 00ff evm-sig sha256:11 /x", stopped(ImaProblem::UnknownTemplate)),
+        ("10 00ff ima-ng sha256:zz /x", stopped(ImaProblem::Malformed)),
+        ("10 00ff ima-ng", stopped(ImaProblem::Malformed)),
+        ("ten 00ff ima-ng sha256:11 /x", stopped(ImaProblem::Malformed)),
+        ("", ImaReplay::Differs { at: ImaState::BOOT }),
     ];
     for (line, expected) in cases {
-        assert_eq!(replay_ima(ImaState::BOOT, line, &[9; 32]), ImaReplay::Unexplained(expected), "{line:?}");
+        assert_eq!(replay_ima(ImaState::BOOT, line.as_bytes(), &[9; 32]), expected, "{line:?}");
     }
+}
+
+fn explained(log: &[u8], quoted: &PcrValues) -> UefiReplay {
+    Replayed::of(log).explains(quoted)
 }
 
 #[test]
 fn the_recorded_uefi_logs_explain_all_pcrs_they_speak_of() {
     for device in DEVICES {
         let log = bytes(&format!("{device}/binary_bios_measurements"));
-        assert_eq!(replay_uefi(&log, &device_pcrs(device, 0xFFFF)), UefiReplay::Explained, "{device}");
-        assert_eq!(
-            replay_uefi(&log, &device_pcrs(device, 1 << 10)),
-            UefiReplay::Unexplained(Unexplained::NotQuoted),
-            "{device}"
-        );
+        assert_eq!(explained(&log, &device_pcrs(device, 0xFFFF)), UefiReplay::Explained, "{device}");
+        assert_eq!(explained(&log, &device_pcrs(device, 1 << 10)), UefiReplay::NotQuoted, "{device}");
     }
 }
 
 #[test]
 fn a_uefi_log_of_another_boot_or_cut_short_does_not_explain() {
     let log = bytes("device-secure/binary_bios_measurements");
-    let other = replay_uefi(&log, &device_pcrs("device-direct", 0xFF));
-    assert!(matches!(other, UefiReplay::Unexplained(Unexplained::Differs(_))), "{other:?}");
-    let cut = replay_uefi(&log[..log.len() - 1], &device_pcrs("device-secure", 0xFF));
-    assert!(matches!(cut, UefiReplay::Unexplained(Unexplained::Malformed(_))), "{cut:?}");
+    let other = explained(&log, &device_pcrs("device-direct", 0xFF));
+    assert!(matches!(other, UefiReplay::Differs(_)), "{other:?}");
+    let cut = explained(&log[..log.len() - 1], &device_pcrs("device-secure", 0xFF));
+    assert!(matches!(cut, UefiReplay::Malformed(_)), "{cut:?}");
 }
 
 #[test]
@@ -282,11 +292,11 @@ fn a_tpm_started_from_another_locality_starts_pcr_0_elsewhere() {
     event.extend_from_slice(&17u32.to_le_bytes());
     event.extend_from_slice(b"StartupLocality\0\x03");
     let moved = [&log[..first], &event, &log[first..]].concat();
-    let replay = replay_uefi(&moved, &device_pcrs("device-direct", 0xFF));
-    assert_eq!(replay, UefiReplay::Unexplained(Unexplained::Differs(1)), "PCR 0 and no other moves");
+    let replay = explained(&moved, &device_pcrs("device-direct", 0xFF));
+    assert_eq!(replay, UefiReplay::Differs(1), "PCR 0 and no other moves");
     let mut start = [0u8; 32];
     start[31] = 3;
     let empty = [&log[..first], &event].concat();
-    let values = keylime_mqtt_bridge::restore::PcrValues::new(1, &[start]).unwrap();
-    assert_eq!(replay_uefi(&empty, &values), UefiReplay::Explained);
+    let values = PcrValues::new(mask(1), vec![start]).unwrap();
+    assert_eq!(explained(&empty, &values), UefiReplay::Explained);
 }
