@@ -1,12 +1,13 @@
-//! The command line: `run`, `check-config`, `waiting`.
+//! The command line: `run`, `check-config`, `waiting`, `reference`.
 
 use crate::config::{Config, DEFAULT_FILE};
 use crate::fleet::Snapshot;
+use crate::reference::{Made, Sources, make_reference};
 use crate::{run, status_socket};
 use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand};
 use std::io::{IsTerminal as _, Write as _};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 use tracing_subscriber::EnvFilter;
 
@@ -52,6 +53,29 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Makes a reference: a file known to devices and bridge, so that what it holds of their logs need not travel
+    ///
+    /// Give at least one of --policy, --ima and --uefi. The result goes to every device of the kind and to every bridge; the command says where. It holds
+    /// no secret, and nothing in it can make an attestation pass: a device with another reference or none is attested all the same, at more bytes.
+    /// Needs no configuration.
+    Reference(ReferenceArguments),
+}
+
+#[derive(Debug, Args)]
+#[group(id = "inputs", required = true, multiple = true, args = ["policy", "ima", "uefi"])]
+struct ReferenceArguments {
+    /// Runtime policy (JSON) as keylime-policy or keylime_tenant take it: all files that it allows
+    #[arg(long, value_name = "FILE")]
+    policy: Option<PathBuf>,
+    /// IMA log of a golden machine, a copy of /sys/kernel/security/ima/ascii_runtime_measurements
+    #[arg(long, value_name = "FILE")]
+    ima: Option<PathBuf>,
+    /// UEFI log of a golden machine, a copy of /sys/kernel/security/tpm0/binary_bios_measurements
+    #[arg(long, value_name = "FILE")]
+    uefi: Option<PathBuf>,
+    /// Where to write the reference
+    #[arg(short, long, value_name = "FILE")]
+    output: PathBuf,
 }
 
 impl Cli {
@@ -60,8 +84,14 @@ impl Cli {
     /// # Errors
     /// Whatever an operator has to know.
     pub async fn execute(self) -> anyhow::Result<()> {
+        if let Command::Reference(arguments) = self.command {
+            let ReferenceArguments { policy, ima, uefi, output } = arguments;
+            let made = make_reference(&Sources { policy, ima, uefi }, &output)?;
+            return Ok(say(&what_next(&made, &output))?);
+        }
         let config = Config::read(&self.source.config, &self.source.overrides)?;
         match self.command {
+            Command::Reference(_) => {}
             Command::Run => {
                 start_logging(&self.source.log)?;
                 run::run(config.check()?).await?;
@@ -89,6 +119,19 @@ fn start_logging(filter: &str) -> anyhow::Result<()> {
 
 fn say(text: &str) -> std::io::Result<()> {
     std::io::stdout().write_all(text.as_bytes())
+}
+
+fn what_next(made: &Made, output: &Path) -> String {
+    let Made { digest, entries, uefi, size } = made;
+    let uefi = if *uefi == 0 { "no UEFI log".to_owned() } else { format!("a UEFI log of {uefi} bytes") };
+    let file = output.display();
+    format!(
+        "{file}: {size} bytes, knows {entries} files and {uefi}\nSHA-256 {}\n\nNext, with the same file on both sides:\n\
+         - copy it to the devices and name it in agent.toml:     reference = \"/etc/keylime-mqtt/reference\"\n\
+         - copy it to the bridges and name it in bridge.toml:    references = [\"/etc/keylime-mqtt/reference\"]\n\
+         - restart the bridges first, then the agents; `keylime-mqtt-bridge check-config` reads the file\n",
+        hex::encode(digest.as_bytes())
+    )
 }
 
 fn table(snapshot: &Snapshot) -> String {

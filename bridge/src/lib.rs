@@ -16,6 +16,7 @@ mod commands;
 pub mod config;
 pub mod fleet;
 pub mod keylime;
+pub mod reference;
 pub mod restore;
 pub mod run;
 pub mod session_budget;

@@ -3,11 +3,14 @@
 use super::Config;
 use crate::admission::{Admission, AdmissionError, AdmissionSettings};
 use crate::keylime::{EndpointError, EndpointSettings, Registrar, TrustError, Verifier, trust_from_ca_file};
+use crate::reference::{ReferenceFileError, read_references};
 use crate::ticket::{KeyFileError, TicketKeys};
 use keylime_mqtt_broker_config::{CheckedBroker, SettingsError};
+use keylime_mqtt_schemas::compact::Reference;
 use keylime_mqtt_schemas::exchange::relay;
 use keylime_mqtt_schemas::topics::{TopicError, Topics, Via};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 use thiserror::Error;
 
@@ -133,6 +136,9 @@ pub enum ConfigError {
     /// `[admission]`
     #[error(transparent)]
     Admission(#[from] AdmissionError),
+    /// `references`
+    #[error(transparent)]
+    References(#[from] ReferenceFileError),
     /// `ticket_key_file`
     #[error(transparent)]
     Tickets(#[from] KeyFileError),
@@ -153,7 +159,7 @@ impl Config {
         self.check_share_group()?;
         Ok(Checked {
             broker: self.broker.check()?,
-            relay: self.relay_settings(via.clone()),
+            relay: self.relay_settings(via.clone(), read_references(&self.references)?),
             topics,
             via,
             verifier: self.verifier()?,
@@ -213,7 +219,7 @@ impl Config {
         }
     }
 
-    fn relay_settings(&self, via: Option<Via>) -> relay::Settings {
+    fn relay_settings(&self, via: Option<Via>, references: Arc<[Reference]>) -> relay::Settings {
         let exchange = &self.exchange;
         relay::Settings {
             via,
@@ -225,6 +231,7 @@ impl Config {
             hold_after_reboot: exchange.hold_after_reboot,
             failing_cap: Duration::from_secs(exchange.failing_cap_seconds),
             spread: Duration::from_secs(exchange.spread_seconds),
+            references,
             ..relay::Settings::default()
         }
     }

@@ -3,12 +3,10 @@
 //! Invariant: whatever was left out or guessed is handed on only under a signature of the trusted AK that covers it.
 
 use super::uefi_cache::UefiLog;
-use crate::restore::{
-    Bound, ImaProblem, ImaReplay, ImaState, UefiReplay, Unbound, bind, extend_by, follows_from_pcr, pcr_blob,
-    replay_ima, restore_brief,
-};
+use crate::restore::{Bound, UefiReplay, Unbound, bind, pcr_blob, restore_brief};
 use crate::tpm::AkPublic;
 use keylime_mqtt_schemas::exchange::relay::{self, ImaText, Restore, Restored, Restoring};
+use keylime_mqtt_schemas::ima::{ImaProblem, ImaReplay, ImaState, extend_by, follows_from_pcr, replay_ima};
 use keylime_mqtt_schemas::messages::{Digest, IMA_PCR, PcrMask, PcrValues, Quote, Signed};
 use std::sync::Arc;
 

@@ -12,13 +12,11 @@
 
 mod bound;
 mod brief;
-mod ima;
 mod pcrs;
 mod uefi;
 
 pub use bound::{Bound, Unbound, bind, certified_name, verify_statement};
 pub use brief::restore_brief;
-pub use ima::{ImaProblem, ImaReplay, ImaState, extend_by, follows_from_pcr, replay_ima};
 pub use pcrs::pcr_blob;
 pub use uefi::{Replayed, UefiReplay};
 

@@ -4,9 +4,9 @@
 //! sizes, then TCG_PCR_EVENT2 until the end.
 
 use super::Digest;
-use super::ima::extend;
 use crate::tpm::ALG_SHA256;
 use keylime_mqtt_schemas::messages::PcrValues;
+use sha2::{Digest as _, Sha256};
 use std::collections::BTreeMap;
 
 /// Signature of the first event of a crypto agile log
@@ -152,6 +152,11 @@ fn event(
     let value = pcrs.entry(pcr).or_insert([0; 32]);
     *value = extend(value, &sha256?);
     Some(())
+}
+
+/// TPM2_PCR_Extend
+fn extend(pcr: &Digest, value: &Digest) -> Digest {
+    Sha256::new().chain_update(pcr).chain_update(value).finalize().into()
 }
 
 /// Little endian, unlike everything that a TPM marshals

@@ -1,8 +1,9 @@
 //! Whatever bytes come: no panic, and nothing changed is ever bound.
 
 use crate::fixtures::{Quote, TestAk, bytes, device_pcrs, mask, text};
-use keylime_mqtt_bridge::restore::{ImaReplay, ImaState, Replayed, bind, replay_ima};
+use keylime_mqtt_bridge::restore::{Replayed, bind};
 use keylime_mqtt_bridge::tpm::{AkPublic, Attest, Public, RsaSignature};
+use keylime_mqtt_schemas::ima::{ImaReplay, ImaState, replay_ima};
 use proptest::prelude::*;
 
 /// A genuine input, cut, extended or changed in a few places

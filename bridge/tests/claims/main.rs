@@ -9,6 +9,7 @@
 )]
 
 mod admission;
+mod brief_quotes;
 mod configuration;
 mod configured;
 mod fixtures;
