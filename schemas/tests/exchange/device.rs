@@ -1,16 +1,20 @@
-//! A model of a device: keys, a quote, logs. Signatures are digests under a secret that only the model knows.
+//! A model of a device: keys, PCRs, a quote, logs. Signatures are digests under a secret that only the model knows.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
-use std::sync::OnceLock;
 
 use keylime_mqtt_schemas::AgentId;
+use keylime_mqtt_schemas::compact::{pack_ima, pack_uefi};
 use keylime_mqtt_schemas::exchange::attester::{Done, Work};
 use keylime_mqtt_schemas::messages::limits::MAX_INLINE_IMA;
 use keylime_mqtt_schemas::messages::{
-    Activation, AkName, Blob, BootMarker, Digest, Enrol, Evidence, ImaSegment, LogKind, Need, Nonce, NotYet,
-    NotYetReason, PcrMask, Proof as ProofMessage, Ready, Signed, Statement, UefiLog,
+    Activation, AkName, Blob, BootMarker, Brief, Challenge, Digest, Enrol, Evidence, IMA_PCR, ImaSegment,
+    LogKind, Need, Nonce, NotYet, NotYetReason, PcrMask, PcrValues, Proof as ProofMessage, Quote, Ready,
+    Signed, Statement, UefiLog,
 };
 use keylime_mqtt_schemas::statement::{boot_statement, evidence_statement};
+
+use super::attest::{Attest, CERTIFY, QUOTE, STATEMENT};
 
 const PART: usize = 12 * 1024;
 
@@ -20,11 +24,24 @@ pub(crate) struct Device {
     pub(crate) enrolled: bool,
     pub(crate) ticket: Option<Vec<u8>>,
     pub(crate) boot: u64,
+    /// Suspends in this boot, as the TPM counts them.
+    pub(crate) restarts: u32,
     pub(crate) uefi: Option<Vec<u8>>,
     pub(crate) ima: Option<Vec<u8>>,
+    /// PCRs that something extended in this boot.
+    pub(crate) extended: BTreeMap<u8, u8>,
     /// A line was changed: the log no longer gives PCR 10.
     pub(crate) tampered: bool,
     pub(crate) sleep: Option<u32>,
+    /// The reference file that it has.
+    pub(crate) reference: Option<Digest>,
+    /// So many of the next answers are brief and leave out what the bridge cannot know.
+    pub(crate) careless: u32,
+    /// The values it sent last, as an agent has them in memory.
+    said: Option<PcrValues>,
+    /// The statement is made once per boot.
+    stated: Option<(Digest, Signed)>,
+    clock: u64,
     seed: u8,
 }
 
@@ -35,10 +52,17 @@ impl Device {
             enrolled: false,
             ticket: None,
             boot: 1,
+            restarts: 0,
             uefi: None,
             ima: None,
+            extended: BTreeMap::new(),
             tampered: false,
             sleep: None,
+            reference: None,
+            careless: 0,
+            said: None,
+            stated: None,
+            clock: 1_000_000,
             seed,
         }
     }
@@ -55,10 +79,17 @@ impl Device {
 
     pub(crate) fn reboot(&mut self) {
         self.boot += 1;
+        self.restarts = 0;
+        self.extended.clear();
         if self.ima.is_some() {
             self.ima = None;
             self.grow(3);
         }
+    }
+
+    /// What is lost with the agent's process.
+    pub(crate) fn forget(&mut self) {
+        self.said = None;
     }
 
     pub(crate) fn ek_public(&self) -> Vec<u8> {
@@ -74,55 +105,55 @@ impl Device {
         AkName::of_public(&self.ak_public()).unwrap()
     }
 
-    fn sign(&self, kind: u8, extra: &[u8], pcrs: &[u8], ima: &Digest) -> Signed {
-        let attest = [
-            &[kind, extra.len() as u8][..],
-            extra,
-            self.ak().as_bytes(),
-            Digest::of(&[pcrs]).as_bytes(),
-            ima.as_bytes(),
-        ]
-        .concat();
-        let signature = signature(&self.ak(), &attest);
-        Signed { attest: attest.try_into().unwrap(), signature: signature.try_into().unwrap() }
+    /// The values of these PCRs now.
+    fn values(&self, mask: PcrMask) -> PcrValues {
+        let value = |pcr| match self.extended.get(&pcr) {
+            Some(byte) => [*byte; 32],
+            None if pcr == IMA_PCR => self.pcr10(),
+            None => [self.seed; 32],
+        };
+        PcrValues::new(mask, mask.iter().map(value).collect()).unwrap()
     }
 
-    fn lines_from(&self, from: u64) -> Vec<u8> {
-        let ima = self.ima.clone().unwrap_or_default();
-        ima.split_inclusive(|byte| *byte == b'\n')
-            .skip(usize::try_from(from).unwrap())
-            .collect::<Vec<_>>()
-            .concat()
+    /// What IMA extended into PCR 10.
+    fn pcr10(&self) -> [u8; 32] {
+        let mut value = *chained(BOOT, self.ima.as_deref().unwrap_or_default()).as_bytes();
+        value[0] ^= u8::from(self.tampered);
+        value
+    }
+
+    fn attest(&mut self, kind: u8, extra: &[u8], pcrs: &PcrValues) -> Attest {
+        self.clock += 7;
+        Attest {
+            kind,
+            extra: extra.to_vec(),
+            ak: self.ak(),
+            mask: pcrs.mask(),
+            pcrs: pcrs.digest(),
+            clock: self.clock,
+            resets: self.boot,
+            restarts: self.restarts,
+        }
+    }
+
+    fn sign(&mut self, kind: u8, extra: &[u8]) -> Signed {
+        self.attest(kind, extra, &PcrValues::default()).signed()
+    }
+
+    fn lines_from(&self, from: u64) -> &[u8] {
+        let ima = self.ima.as_deref().unwrap_or_default();
+        ima.get(usize::try_from(from).unwrap() * LINE..).unwrap_or_default()
     }
 
     /// What the agent's shell would do.
-    pub(crate) fn work(&self, work: Work) -> Done {
-        let pcrs = [self.seed; 96];
-        let whole = || Digest::of(&[self.ima.as_deref().unwrap_or_default(), &[u8::from(self.tampered)]]);
+    pub(crate) fn work(&mut self, work: Work) -> Done {
         match work {
             Work::Introduce => Done::Introduced(Enrol {
                 ek_public: self.ek_public().try_into().unwrap(),
                 ak_public: self.ak_public().try_into().unwrap(),
                 ek_certificate: None,
             }),
-            Work::Describe => {
-                let boot = self.marker();
-                let statement = boot_statement(&self.id, &boot, self.boot * 1000);
-                Done::Described(Ready {
-                    boot,
-                    boot_time: self.boot * 1000,
-                    pcrs: PcrMask::ALL,
-                    ak_public: self.ak_public().try_into().unwrap(),
-                    statement: self.sign(STATEMENT, statement.as_bytes(), &[], &Digest::of(&[])),
-                    ima_entries: self.ima.as_ref().map(|_| count(&self.lines_from(0))),
-                    uefi: self
-                        .uefi
-                        .as_ref()
-                        .map(|log| UefiLog { digest: Digest::of(&[log]), size: log.len() as u32 }),
-                    ticket: self.ticket.clone().map(|ticket| ticket.try_into().unwrap()),
-                    sleep: self.sleep,
-                })
-            }
+            Work::Describe => Done::Described(self.described()),
             Work::Activate { blob } if blob.starts_with(&self.ek_public()) => Done::Activated(Activation {
                 credential: Digest::of(&[&blob]),
                 auth_tag: auth_tag(&blob).into(),
@@ -130,65 +161,119 @@ impl Device {
             Work::Activate { .. } => Done::Failed,
             Work::Prove(prove) => Done::Proved(ProofMessage {
                 tag: prove.nonce.tag(),
-                signed: self.sign(CERTIFY, prove.nonce.as_bytes(), &[], &Digest::of(&[])),
+                signed: self.sign(CERTIFY, prove.nonce.as_bytes()),
             }),
-            Work::Collect(challenge) if challenge.boot != self.marker() => Done::Rebooted,
+            Work::Collect(challenge) if challenge.boot != self.marker().tag() => Done::Rebooted,
             Work::Collect(challenge)
                 if challenge.ima_offset.is_some_and(|from| self.lines_from(from).len() > MAX_INLINE_IMA) =>
             {
                 Done::NotYet(NotYet { tag: challenge.nonce.tag(), reason: NotYetReason::Log, seconds: 10 })
             }
-            Work::Collect(challenge) => Done::Collected(Evidence {
-                tag: challenge.nonce.tag(),
-                quote: self.sign(QUOTE, challenge.nonce.as_bytes(), &pcrs, &whole()),
-                pcr_values: pcrs.to_vec().try_into().unwrap(),
-                ima: challenge
-                    .ima_offset
-                    .map(|offset| ImaSegment { offset, lines: self.lines_from(offset).try_into().unwrap() }),
-                uefi: challenge.uefi.then(|| Digest::of(&[self.uefi.as_deref().unwrap_or_default()])),
-            }),
-            Work::Read(Need { boot, .. }) if boot != self.marker() => Done::Rebooted,
-            Work::Read(need) => Done::Read(self.part(&need)),
+            Work::Collect(challenge) => self.collected(&challenge),
+            Work::Read(Need { boot, .. }) if boot != self.marker().tag() => Done::Rebooted,
+            Work::Read(need) => self.part(&need),
             Work::State { state, nonce, evidence, ima_end } => {
                 let from = state.ima_from.map(|from| self.lines_from(from)).unwrap_or_default();
                 let wanted = ima_end.zip(state.ima_from).map_or(0, |(end, from)| end - from);
                 let lines = from.get(..usize::try_from(wanted).unwrap() * LINE).unwrap_or_default();
                 let digest = evidence_statement(&self.id, &nonce, &evidence, &Digest::of(&[lines]));
-                let signed = self.sign(STATEMENT, digest.as_bytes(), &[], &Digest::of(&[]));
-                Done::Stated(Statement { tag: state.tag, signed })
+                Done::Stated(Statement { tag: state.tag, signed: self.sign(STATEMENT, digest.as_bytes()) })
             }
         }
     }
 
-    fn part(&self, need: &Need) -> Blob {
-        let part = match need.log {
+    fn described(&mut self) -> Ready {
+        let (boot, boot_time) = (self.marker(), self.boot * 1000);
+        let uefi =
+            self.uefi.as_ref().map(|log| UefiLog { digest: Digest::of(&[log]), size: log.len() as u32 });
+        let expected = boot_statement(&self.id, &boot, boot_time, uefi.as_ref());
+        let statement = match &self.stated {
+            Some((stated, signed)) if *stated == expected => signed.clone(),
+            _ => self.sign(STATEMENT, expected.as_bytes()),
+        };
+        self.stated = Some((expected, statement.clone()));
+        Ready {
+            boot,
+            boot_time,
+            pcrs: PcrMask::ALL,
+            ak_public: self.ak_public().try_into().unwrap(),
+            statement,
+            ima_entries: self.ima.as_deref().map(count),
+            uefi,
+            ticket: self.ticket.clone().map(|ticket| ticket.try_into().unwrap()),
+            sleep: self.sleep,
+            reference: self.reference,
+        }
+    }
+
+    /// Brief when the bridge holds what was sent last, in full otherwise and when it is asked for so.
+    fn collected(&mut self, challenge: &Challenge) -> Done {
+        let lines = challenge.ima_offset.map(|from| self.lines_from(from).to_vec());
+        let values = self.values(challenge.pcrs);
+        let attest = self.attest(QUOTE, challenge.nonce.as_bytes(), &values);
+        // what the bridge has to be told: PCR 10 goes its own way where lines lead to it
+        let told = if lines.is_some() { challenge.pcrs.without(IMA_PCR) } else { challenge.pcrs };
+        let said = self.said.replace(values.clone()).filter(|said| said.mask().covers(told));
+        let held = said.map(|said| said.only(told)).filter(|said| challenge.held == Some(said.tag()));
+        let careless = !challenge.full && self.careless > 0;
+        self.careless -= u32::from(careless);
+        let (quote, pcrs) = match held {
+            _ if careless => {
+                let brief = Brief { restart_count: None, ..self.brief(&attest) };
+                (Quote::Brief(brief), None)
+            }
+            Some(held) if !challenge.full => {
+                let mut news = values.only(told).changed_since(&held);
+                if self.tampered && lines.is_some() {
+                    news = news.overlaid(&values.only(PcrMask::try_from(1 << IMA_PCR).unwrap()));
+                }
+                (Quote::Brief(self.brief(&attest)), (news.mask().count() > 0).then_some(news))
+            }
+            _ => (Quote::Full(attest.signed()), Some(values)),
+        };
+        let sent = lines.as_deref().filter(|lines| !lines.is_empty()).zip(challenge.ima_offset);
+        let ima = sent
+            .map(|(lines, offset)| ImaSegment { offset, packed: pack_ima(lines, None).try_into().unwrap() });
+        let ima_end = challenge.ima_offset.zip(lines).map(|(from, lines)| from + count(&lines));
+        Done::Collected { evidence: Evidence { tag: challenge.nonce.tag(), quote, pcrs, ima }, ima_end }
+    }
+
+    fn brief(&self, attest: &Attest) -> Brief {
+        let of_statement = self.stated.as_ref().and_then(|(_, signed)| Attest::read(signed)).unwrap();
+        Brief {
+            clock: attest.clock,
+            signature: attest.signature().try_into().unwrap(),
+            restart_count: (attest.restarts != of_statement.restarts).then_some(attest.restarts),
+        }
+    }
+
+    fn part(&self, need: &Need) -> Done {
+        let (part, next, total) = match need.log {
             LogKind::Uefi => {
-                let log = self.uefi.as_deref().unwrap_or_default();
+                let packed = pack_uefi(self.uefi.as_deref().unwrap_or_default(), None);
                 let (from, upto) =
                     (usize::try_from(need.offset).unwrap(), usize::try_from(need.upto).unwrap());
-                let upto = upto.min(from + PART).min(log.len());
-                log.get(from..upto).unwrap_or_default().to_vec()
+                let upto = upto.min(from + PART).min(packed.len());
+                let part = packed.get(from..upto).unwrap_or_default().to_vec();
+                let next = need.offset + part.len() as u64;
+                (part, next, Some(packed.len() as u32))
             }
             LogKind::Ima => {
                 let most = usize::try_from(need.upto - need.offset).unwrap().min(PART / LINE);
                 let lines = self.lines_from(need.offset);
-                lines.get(..most * LINE).unwrap_or(&lines).to_vec()
+                let lines = lines.get(..most * LINE).unwrap_or(lines);
+                let part = if lines.is_empty() { Vec::new() } else { pack_ima(lines, None) };
+                (part, need.offset + count(lines), None)
             }
         };
-        Blob { log: need.log, boot: need.boot, offset: need.offset, part: part.try_into().unwrap() }
+        let part = part.try_into().unwrap();
+        let blob = Blob { log: need.log, boot: need.boot, offset: need.offset, part, total };
+        Done::Read { blob, next }
     }
 }
 
-const QUOTE: u8 = 1;
-const CERTIFY: u8 = 2;
-const STATEMENT: u8 = 3;
-
-fn signature(ak: &AkName, attest: &[u8]) -> Vec<u8> {
-    Digest::of(&[b"the AK's private half", ak.as_bytes(), attest]).as_bytes().to_vec()
-}
-
 /// Every line of the model's log has this many bytes.
-const LINE: usize = 146;
+pub(crate) const LINE: usize = 146;
 
 /// Some lines of a log in which each line is named after its place.
 fn log(lines: Range<usize>) -> Vec<u8> {
@@ -204,6 +289,19 @@ pub(crate) fn count(text: &[u8]) -> u64 {
     (text.len() / LINE) as u64
 }
 
+/// PCR 10 before the first line.
+pub(crate) const BOOT: [u8; 32] = [0; 32];
+
+/// PCR 10 after these lines, given what it was before them.
+pub(crate) fn chained(from: impl Into<Digest>, lines: &[u8]) -> Digest {
+    lines.chunks(LINE).fold(from.into(), |pcr, line| Digest::of(&[pcr.as_bytes(), line]))
+}
+
+/// A log that no packing makes smaller.
+pub(crate) fn dense_log(size: usize) -> Vec<u8> {
+    (0_u64..).flat_map(|at| *Digest::of(&[&at.to_be_bytes()]).as_bytes()).take(size).collect()
+}
+
 pub(crate) fn blob(ek: &[u8], number: u64) -> Vec<u8> {
     [ek, b" credential ", &number.to_be_bytes()].concat()
 }
@@ -215,34 +313,6 @@ pub(crate) fn auth_tag(blob: &[u8]) -> [u8; 48] {
     tag
 }
 
-/// What a signed structure says, once its signature was found good.
-#[derive(Debug, Clone)]
-pub(crate) struct Quote {
-    pub(crate) kind: u8,
-    pub(crate) extra: Vec<u8>,
-    pub(crate) ak: AkName,
-    pub(crate) pcrs: Digest,
-    pub(crate) ima: Digest,
-}
-
-impl Quote {
-    pub(crate) fn read(signed: &Signed) -> Option<Self> {
-        let attest = signed.attest.as_slice();
-        let (head, rest) = attest.split_at_checked(2)?;
-        let (extra, rest) = rest.split_at_checked(usize::from(head[1]))?;
-        let ak = AkName::try_from(rest.get(..34)?).ok()?;
-        let pcrs = Digest::try_from(rest.get(34..66)?).ok()?;
-        let ima = Digest::try_from(rest.get(66..98)?).ok()?;
-        (signature(&ak, attest) == signed.signature.as_slice()).then(|| Self {
-            kind: head[0],
-            extra: extra.to_vec(),
-            ak,
-            pcrs,
-            ima,
-        })
-    }
-}
-
 /// A proof of possession, once its signature was found good.
 pub(crate) struct Proof {
     pub(crate) nonce: Nonce,
@@ -251,35 +321,16 @@ pub(crate) struct Proof {
 
 impl Proof {
     pub(crate) fn read(signed: &Signed) -> Option<Self> {
-        let quote = Quote::read(signed).filter(|quote| quote.kind == CERTIFY)?;
-        Some(Self { nonce: Nonce::try_from(quote.extra.as_slice()).ok()?, ak: quote.ak })
+        let attest = Attest::read(signed).filter(|attest| attest.kind == CERTIFY)?;
+        Some(Self { nonce: Nonce::try_from(attest.extra.as_slice()).ok()?, ak: attest.ak })
     }
 }
 
 /// The statement holds: right key, right digest.
 pub(crate) fn stated(statement: &Signed, expected: &Digest, ak_public: &[u8]) -> bool {
-    Quote::read(statement).is_some_and(|quote| {
-        quote.kind == STATEMENT
-            && quote.extra == expected.as_bytes()
-            && Some(quote.ak) == AkName::of_public(ak_public)
+    Attest::read(statement).is_some_and(|attest| {
+        attest.kind == STATEMENT
+            && attest.extra == expected.as_bytes()
+            && Some(attest.ak) == AkName::of_public(ak_public)
     })
-}
-
-/// The quote binds the evidence: right key, right nonce, right values.
-pub(crate) fn bound(evidence: &Evidence, nonce: &Nonce, ak_public: &[u8]) -> Option<Quote> {
-    Quote::read(&evidence.quote).filter(|quote| {
-        quote.kind == QUOTE
-            && quote.extra == nonce.as_bytes()
-            && Some(quote.ak) == AkName::of_public(ak_public)
-            && quote.pcrs == Digest::of(&[evidence.pcr_values.as_slice()])
-    })
-}
-
-/// Whether the lines, which begin at `offset`, give the IMA state that was quoted. Lines before `offset` are known by
-/// the model's habit of numbering each line with its place in the log.
-pub(crate) fn explains(offset: u64, lines: &[u8], quote: &Quote) -> bool {
-    static WHOLE: OnceLock<Vec<u8>> = OnceLock::new();
-    let whole = WHOLE.get_or_init(|| log(0..8000));
-    let before = &whole[..usize::try_from(offset).unwrap() * LINE];
-    quote.ima == Digest::of(&[before, lines, &[0]])
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use keylime_mqtt_schemas::messages::{LaterReason, Outcome, Verdict};
 
-use super::device::Device;
+use super::device::{Device, dense_log};
 use super::keylime::Policy;
 use super::world::{FAULTS, Fault, World};
 
@@ -37,7 +37,7 @@ const FLOWS: [Flow; 7] = [
     PLAIN,
     Flow { name: "IMA and UEFI", ima_lines: 20, uefi_bytes: 40_000, grows: true, ..PLAIN },
     Flow { name: "a UEFI log in several batches", uefi_bytes: 100_000, ..PLAIN },
-    Flow { name: "bulk IMA", ima_lines: 700, grows: true, ..PLAIN },
+    Flow { name: "bulk IMA in several batches", ima_lines: 1330, grows: true, ..PLAIN },
     Flow { name: "reboot, quote only", reboot: true, ..PLAIN },
     Flow { name: "reboot with IMA", ima_lines: 20, reboot: true, ..PLAIN },
     Flow { name: "sessions shorter than the interval", short_session: true, ..PLAIN },
@@ -48,7 +48,7 @@ fn world(flow: Flow, faults: BTreeMap<u64, Fault>) -> World {
     if flow.ima_lines > 0 {
         device.grow(flow.ima_lines);
     }
-    device.uefi = (flow.uefi_bytes > 0).then(|| (0..flow.uefi_bytes).map(|byte| byte as u8).collect());
+    device.uefi = (flow.uefi_bytes > 0).then(|| dense_log(flow.uefi_bytes));
     let policy = Policy { ima: flow.ima_lines > 0, uefi: flow.uefi_bytes > 0 };
     let mut world = World::new(device, policy, faults);
     if flow.short_session {

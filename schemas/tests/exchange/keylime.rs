@@ -5,16 +5,22 @@
 
 use std::time::Duration;
 
+use keylime_mqtt_schemas::codec::decode;
 use keylime_mqtt_schemas::exchange::Time;
 use keylime_mqtt_schemas::exchange::relay::{
     Activated, Facts, Offer, Offered, Proven, Registered, Requested, Restored, Session, Standing, Status,
     Submitted, Token,
 };
-use keylime_mqtt_schemas::messages::{AkName, Digest, Nonce, PcrMask, RefusedReason, Signed, Verdict};
+use keylime_mqtt_schemas::messages::{
+    AkName, Digest, IMA_PCR, Nonce, PcrMask, PcrValues, RefusedReason, Signed, Verdict,
+};
 
-use super::device::{self, Proof};
+use super::attest::Attest;
+use super::device::{self, BOOT, Proof, chained};
 
 pub(crate) const INTERVAL: Duration = Duration::from_secs(10);
+/// PCR 0 to 2 and 10.
+pub(crate) const QUOTED: u32 = 0x0407;
 const CHALLENGE_LIFETIME: Duration = Duration::from_secs(1800);
 const SESSION_NONCE: Duration = Duration::from_secs(60);
 
@@ -36,7 +42,10 @@ struct Record {
 struct Attestation {
     nonce: Nonce,
     ima_offset: u64,
+    /// PCR 10 at that line.
+    pcr10: Digest,
     boot_time: u64,
+    uefi: Option<Digest>,
     received: bool,
 }
 
@@ -46,8 +55,8 @@ struct Enrolled {
     policy: Policy,
     attestations: Vec<Attestation>,
     standing: Standing,
-    /// The boot time and the IMA lines of the last pass.
-    passed: Option<(u64, u64)>,
+    /// The boot time, the IMA lines and PCR 10 of the last pass.
+    passed: Option<(u64, u64, Digest)>,
     last_evidence: Option<Time>,
 }
 
@@ -170,12 +179,12 @@ impl Keylime {
         {
             return Offered::Early(Duration::from_secs(wait.as_secs() + 1));
         }
-        let ima_offset = match enrolled.passed {
-            Some((boot, _)) if facts.boot_time < boot => {
+        let (ima_offset, pcr10) = match enrolled.passed {
+            Some((boot, ..)) if facts.boot_time < boot => {
                 return Offered::Invalid("boot_time went back".to_owned());
             }
-            Some((boot, lines)) if facts.boot_time == boot => lines,
-            _ => 0,
+            Some((boot, lines, pcr10)) if facts.boot_time == boot => (lines, pcr10),
+            _ => (0, BOOT.into()),
         };
         let mut requested = vec![Requested::Quote];
         if enrolled.policy.uefi {
@@ -185,11 +194,19 @@ impl Keylime {
             requested.push(Requested::Ima { offset: ima_offset });
         }
         let boot_time = facts.boot_time;
-        enrolled.attestations.push(Attestation { nonce, ima_offset, boot_time, received: false });
+        let uefi = facts.uefi.filter(|_| enrolled.policy.uefi).map(|log| log.digest);
+        enrolled.attestations.push(Attestation {
+            nonce,
+            ima_offset,
+            pcr10,
+            boot_time,
+            uefi,
+            received: false,
+        });
         Offered::Opened(Offer {
             index: enrolled.attestations.len() as u64 - 1,
             nonce,
-            pcrs: PcrMask::try_from(0x0007).unwrap(),
+            pcrs: PcrMask::try_from(QUOTED).unwrap(),
             requested,
             expires_at: now + CHALLENGE_LIFETIME,
         })
@@ -215,16 +232,18 @@ impl Keylime {
         if index + 1 != enrolled.attestations.len() as u64 {
             return Submitted::Superseded;
         }
-        let quote = device::Quote::read(&restored.quote);
+        let quote = Attest::read(&restored.quote);
         let right_nonce = quote.as_ref().is_some_and(|quote| quote.extra == attestation.nonce.as_bytes());
         self.foreign_nonces += u32::from(!right_nonce);
-        let rebooted = enrolled.passed.is_some_and(|(boot, _)| boot != attestation.boot_time);
-        let ima_explains = !enrolled.policy.ima
-            || (!rebooted
-                && quote.is_some_and(|quote| {
-                    let lines = restored.ima.clone().unwrap_or_default();
-                    device::explains(attestation.ima_offset, &lines, &quote)
-                }));
+        let values: PcrValues = decode(&restored.pcr_blob).unwrap_or_default();
+        let quoted = quote.is_some_and(|quote| {
+            (u32::from(quote.mask), quote.mask, quote.pcrs) == (QUOTED, values.mask(), values.digest())
+        });
+        let rebooted = enrolled.passed.is_some_and(|(boot, ..)| boot != attestation.boot_time);
+        let pcr10 = chained(attestation.pcr10, restored.ima.as_deref().unwrap_or_default());
+        let ima_explains =
+            !enrolled.policy.ima || (!rebooted && values.value(IMA_PCR) == Some(pcr10.as_bytes()));
+        let right_uefi = restored.uefi == attestation.uefi;
         let lines = restored.ima.as_deref().map_or(0, device::count);
         let (boot_time, upto) = (attestation.boot_time, attestation.ima_offset + lines);
         if let Some(attestation) = enrolled.attestations.last_mut() {
@@ -232,8 +251,8 @@ impl Keylime {
         }
         enrolled.last_evidence = Some(now);
         enrolled.standing.last_received = now.as_secs() + 1;
-        if right_nonce && ima_explains && enrolled.standing.verdict != Verdict::Fail {
-            enrolled.passed = Some((boot_time, upto));
+        if right_nonce && quoted && ima_explains && right_uefi && enrolled.standing.verdict != Verdict::Fail {
+            enrolled.passed = Some((boot_time, upto, pcr10));
             enrolled.standing.verdict = Verdict::Pass;
             enrolled.standing.attestation_count += 1;
             enrolled.standing.last_success = now.as_secs() + 1;

@@ -3,9 +3,13 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use keylime_mqtt_schemas::messages::{Blob, Evidence, Proof, Ready, Signed, Statement, Up, Verdict};
+use keylime_mqtt_schemas::compact::{pack_ima, unpack_ima};
+use keylime_mqtt_schemas::messages::limits::MAX_INLINE_IMA;
+use keylime_mqtt_schemas::messages::{
+    Blob, Brief, Evidence, LogKind, PcrMask, PcrValues, Proof, Quote, Ready, Signed, Statement, Up, Verdict,
+};
 
-use super::device::Device;
+use super::device::{Device, dense_log};
 use super::keylime::Policy;
 use super::world::World;
 
@@ -13,6 +17,32 @@ fn altered(signed: &Signed) -> Signed {
     let mut attest = signed.attest.as_slice().to_vec();
     *attest.last_mut().unwrap() ^= 1;
     Signed { attest: attest.try_into().unwrap(), signature: signed.signature.clone() }
+}
+
+fn altered_quote(quote: &Quote) -> Quote {
+    match quote {
+        Quote::Full(signed) => Quote::Full(altered(signed)),
+        Quote::Brief(brief) => Quote::Brief(Brief { clock: brief.clock ^ 1, ..brief.clone() }),
+    }
+}
+
+fn altered_signature(quote: &Quote) -> Quote {
+    match quote {
+        Quote::Full(signed) => {
+            let signature = changed(signed.signature.as_slice()).try_into().unwrap();
+            Quote::Full(Signed { signature, ..signed.clone() })
+        }
+        Quote::Brief(brief) => {
+            let signature = changed(brief.signature.as_slice()).try_into().unwrap();
+            Quote::Brief(Brief { signature, ..brief.clone() })
+        }
+    }
+}
+
+/// The value of PCR 0 is another, whether it was sent or not.
+fn altered_values(pcrs: Option<&PcrValues>) -> PcrValues {
+    let lie = PcrValues::new(PcrMask::try_from(1).unwrap(), vec![[0xee; 32]]).unwrap();
+    pcrs.cloned().unwrap_or_default().overlaid(&lie)
 }
 
 fn changed(bytes: &[u8]) -> Vec<u8> {
@@ -26,7 +56,7 @@ fn changed(bytes: &[u8]) -> Vec<u8> {
 /// What arrives instead of what was sent.
 type Lie = fn(Up) -> Vec<Up>;
 
-const LIES: [(&str, Lie); 9] = [
+const LIES: [(&str, Lie); 14] = [
     ("an edited boot time", |up| match up {
         Up::Ready(ready) => vec![Up::Ready(Ready { boot_time: ready.boot_time + 1_000_000, ..ready })],
         other => vec![other],
@@ -44,26 +74,55 @@ const LIES: [(&str, Lie); 9] = [
     }),
     ("an edited quote", |up| match up {
         Up::Evidence(evidence) => {
-            vec![Up::Evidence(Evidence { quote: altered(&evidence.quote), ..evidence })]
+            vec![Up::Evidence(Evidence { quote: altered_quote(&evidence.quote), ..evidence })]
+        }
+        other => vec![other],
+    }),
+    ("an edited signature", |up| match up {
+        Up::Evidence(evidence) => {
+            vec![Up::Evidence(Evidence { quote: altered_signature(&evidence.quote), ..evidence })]
+        }
+        other => vec![other],
+    }),
+    ("a restart of the TPM that was none", |up| match up {
+        Up::Evidence(Evidence { quote: Quote::Brief(brief), tag, pcrs, ima }) => {
+            let quote = Quote::Brief(Brief { restart_count: Some(77), ..brief });
+            vec![Up::Evidence(Evidence { quote, tag, pcrs, ima })]
         }
         other => vec![other],
     }),
     ("edited PCR values", |up| match up {
         Up::Evidence(evidence) => {
-            let pcr_values = changed(evidence.pcr_values.as_slice()).try_into().unwrap();
-            vec![Up::Evidence(Evidence { pcr_values, ..evidence })]
+            let pcrs = Some(altered_values(evidence.pcrs.as_ref()));
+            vec![Up::Evidence(Evidence { pcrs, ..evidence })]
         }
+        other => vec![other],
+    }),
+    ("no PCR values", |up| match up {
+        Up::Evidence(evidence) => vec![Up::Evidence(Evidence { pcrs: None, ..evidence })],
         other => vec![other],
     }),
     ("edited IMA lines", |up| match up {
-        Up::Evidence(Evidence { ima: Some(mut ima), tag, quote, pcr_values, uefi }) => {
-            ima.lines = changed(ima.lines.as_slice()).try_into().unwrap();
-            vec![Up::Evidence(Evidence { ima: Some(ima), tag, quote, pcr_values, uefi })]
+        Up::Evidence(Evidence { ima: Some(mut ima), tag, quote, pcrs }) => {
+            let lines = unpack_ima(ima.packed.as_slice(), MAX_INLINE_IMA, None).unwrap();
+            ima.packed = pack_ima(&changed(&lines), None).try_into().unwrap();
+            vec![Up::Evidence(Evidence { ima: Some(ima), tag, quote, pcrs })]
         }
         other => vec![other],
     }),
+    ("packed IMA lines with another byte", |up| match up {
+        Up::Evidence(Evidence { ima: Some(mut ima), tag, quote, pcrs }) => {
+            ima.packed = changed(ima.packed.as_slice()).try_into().unwrap();
+            vec![Up::Evidence(Evidence { ima: Some(ima), tag, quote, pcrs })]
+        }
+        other => vec![other],
+    }),
+    ("no IMA lines", |up| match up {
+        Up::Evidence(evidence) => vec![Up::Evidence(Evidence { ima: None, ..evidence })],
+        other => vec![other],
+    }),
     ("an edited UEFI part", |up| match up {
-        Up::Blob(blob) => {
+        Up::Blob(blob) if blob.log == LogKind::Uefi => {
             let part = changed(blob.part.as_slice()).try_into().unwrap();
             vec![Up::Blob(Blob { part, ..blob })]
         }
@@ -85,7 +144,7 @@ const LIES: [(&str, Lie); 9] = [
 fn honest() -> World {
     let mut device = Device::new("device-1", 1);
     device.grow(20);
-    device.uefi = Some(vec![5; 30_000]);
+    device.uefi = Some(dense_log(30_000));
     World::new(device, Policy { ima: true, uefi: true }, BTreeMap::new())
 }
 

@@ -11,6 +11,7 @@
 )]
 
 mod answers;
+mod attest;
 mod device;
 mod flows;
 mod keylime;

@@ -3,18 +3,20 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use keylime_mqtt_schemas::compact::{pack_ima, unpack_ima};
 use keylime_mqtt_schemas::exchange::Time;
 use keylime_mqtt_schemas::exchange::attester::{Done as Worked, Work};
 use keylime_mqtt_schemas::exchange::relay::{
     Command, Done, Input, Offer, Offered, Output, Proven, Relay, Report, Requested, Restored, Restoring,
     Session, Settings, Standing, Status, Submitted, Token,
 };
+use keylime_mqtt_schemas::messages::limits::MAX_PART_LINES;
 use keylime_mqtt_schemas::messages::{
     Blob, Challenge, Evidence, LaterReason, LogKind, Nonce, NotYet, NotYetReason, Outcome, PcrMask, Prove,
-    Question, Ready, Up, Verdict,
+    Question, Quote, Ready, Up, Verdict,
 };
 
-use super::device::Device;
+use super::device::{Device, dense_log};
 use super::keylime::{INTERVAL, Policy};
 use super::world::World;
 
@@ -33,7 +35,7 @@ impl Hand {
         Self { relay: Relay::new(device.id.clone(), Settings::default()), device, nonce: 0 }
     }
 
-    fn described(&self) -> Ready {
+    fn described(&mut self) -> Ready {
         let Worked::Described(ready) = self.device.work(Work::Describe) else { unreachable!() };
         ready
     }
@@ -49,6 +51,11 @@ impl Hand {
 
     fn says(&mut self, up: Up, now: Time) -> Vec<Output> {
         self.told(Input::Received(up, None), now)
+    }
+
+    fn speaks_up(&mut self, now: Time) -> Vec<Output> {
+        let ready = self.described();
+        self.says(Up::Ready(ready), now)
     }
 
     fn done(&mut self, done: Done, now: Time) -> Vec<Output> {
@@ -74,7 +81,7 @@ impl Hand {
 
     /// From nothing to an open challenge.
     fn challenged(&mut self, now: Time) -> Offer {
-        self.says(Up::Ready(self.described()), now);
+        self.speaks_up(now);
         let (session, nonce) = ("s".to_owned(), Nonce::from([200; 16]));
         self.done(Done::Session(Session::Opened { session, nonce, good_for: AT(50) }), now);
         let Worked::Proved(proof) = self.device.work(Work::Prove(Prove { nonce })) else { unreachable!() };
@@ -88,23 +95,35 @@ impl Hand {
         offer
     }
 
-    /// The device's evidence, bound, submitted and taken.
-    fn submitted(&mut self, offer: &Offer, now: Time) {
+    /// The device's evidence over this nonce, in full.
+    fn evidence(&mut self, nonce: Nonce, pcrs: PcrMask) -> Evidence {
         let challenge = Challenge {
-            nonce: offer.nonce,
-            boot: self.device.marker(),
-            pcrs: offer.pcrs,
+            nonce,
+            boot: self.device.marker().tag(),
+            pcrs,
             good_for: 100,
             silence: 100,
             ima_offset: None,
-            uefi: false,
+            held: None,
             ticket: None,
+            full: false,
+            reference: false,
         };
-        let Worked::Collected(evidence) = self.device.work(Work::Collect(challenge)) else { unreachable!() };
-        let restored =
-            Box::new(Restored { quote: evidence.quote.clone(), pcr_blob: Vec::new(), ima: None, uefi: None });
+        let Worked::Collected { evidence, .. } = self.device.work(Work::Collect(challenge)) else {
+            unreachable!()
+        };
+        evidence
+    }
+
+    /// The device's evidence, bound, submitted and taken.
+    fn submitted(&mut self, offer: &Offer, now: Time) {
+        let evidence = self.evidence(offer.nonce, offer.pcrs);
+        let (Quote::Full(quote), Some(pcrs)) = (evidence.quote.clone(), evidence.pcrs.clone()) else {
+            unreachable!()
+        };
+        let restored = Box::new(Restored { quote, pcr_blob: Vec::new(), ima: None, uefi: None });
         self.says(Up::Evidence(evidence), now);
-        self.done(Done::Restored(Restoring::Explained { restored, ima: None }), now);
+        self.done(Done::Restored(Restoring::Explained { restored, pcrs, ima: None }), now);
         self.done(Done::Submitted(Submitted::Accepted(INTERVAL)), now);
     }
 }
@@ -134,7 +153,7 @@ fn a_device_that_cannot_answer_for_half_an_hour_is_asked_all_the_time_and_breaks
         hand.says(Up::NotYet(not_yet), now);
         now = hand.relay.poll_timeout().unwrap();
         hand.relay.handle_timeout(now);
-        asked += hand.outputs().iter().filter(|output| matches!(output, Output::Send(_))).count();
+        asked += hand.outputs().iter().filter(|output| matches!(output, Output::Send(..))).count();
     }
     assert!(asked > 170, "{asked}");
 }
@@ -151,7 +170,7 @@ fn a_device_that_speaks_up_while_its_evidence_is_judged_is_not_told_the_former_v
     let second = hand.offer(AT(112));
     hand.done(Done::Offered(Offered::Opened(second.clone())), AT(112));
     hand.submitted(&second, AT(113));
-    let said = hand.says(Up::Ready(hand.described()), AT(113));
+    let said = hand.speaks_up(AT(113));
     assert_eq!(accepted(&said), [], "nobody has judged it yet");
     hand.relay.handle_timeout(AT(114));
     assert_eq!(accepted(&hand.read(Verdict::Fail, 1, AT(114))), [Outcome::Fail]);
@@ -159,7 +178,7 @@ fn a_device_that_speaks_up_while_its_evidence_is_judged_is_not_told_the_former_v
 
 fn accepted(outputs: &[Output]) -> Vec<Outcome> {
     let outcome = |output: &Output| match output {
-        Output::Send(down) => match down.question {
+        Output::Send(down, _) => match down.question {
             Question::Accepted(accepted) => Some(accepted.outcome),
             _ => None,
         },
@@ -207,7 +226,7 @@ fn an_outcome_that_was_not_read_because_the_device_rebooted_is_not_taken_for_the
     let first = hand.challenged(AT(100));
     hand.submitted(&first, AT(101));
     hand.device.reboot();
-    let outputs = hand.says(Up::Ready(hand.described()), AT(101));
+    let outputs = hand.speaks_up(AT(101));
     reads_the_standing_anew(&mut hand, outputs, AT(101));
 }
 
@@ -247,10 +266,10 @@ fn a_part_of_the_ima_log_that_was_changed_on_the_way_is_taken_up_again() {
 
 fn changed_line(up: Up) -> Vec<Up> {
     match up {
-        Up::Blob(Blob { log: LogKind::Ima, boot, offset: 0, part }) => {
-            let mut part = part.into_vec();
-            part[5] = b'f';
-            vec![Up::Blob(Blob { log: LogKind::Ima, boot, offset: 0, part: part.try_into().unwrap() })]
+        Up::Blob(blob) if blob.log == LogKind::Ima && blob.offset == 0 => {
+            let mut lines = lines_of(&blob);
+            lines[5] = b'f';
+            vec![Up::Blob(with_lines(blob, &lines))]
         }
         other => vec![other],
     }
@@ -258,13 +277,21 @@ fn changed_line(up: Up) -> Vec<Up> {
 
 fn lines_from_nowhere(up: Up) -> Vec<Up> {
     match up {
-        Up::Blob(Blob { log: LogKind::Ima, boot, offset, part }) => {
-            let mut part = part.into_vec();
-            part.extend(b"10 00 ima-ng sha256:00 /nowhere\n".repeat(300));
-            vec![Up::Blob(Blob { log: LogKind::Ima, boot, offset, part: part.try_into().unwrap() })]
+        Up::Blob(blob) if blob.log == LogKind::Ima => {
+            let mut lines = lines_of(&blob);
+            lines.extend(b"10 00 ima-ng sha256:00 /nowhere\n".repeat(300));
+            vec![Up::Blob(with_lines(blob, &lines))]
         }
         other => vec![other],
     }
+}
+
+fn lines_of(blob: &Blob) -> Vec<u8> {
+    unpack_ima(blob.part.as_slice(), MAX_PART_LINES, None).unwrap()
+}
+
+fn with_lines(blob: Blob, lines: &[u8]) -> Blob {
+    Blob { part: pack_ima(lines, None).try_into().unwrap(), ..blob }
 }
 
 #[test]
@@ -282,7 +309,7 @@ fn an_ima_log_that_grew_beyond_one_message_between_two_attestations_is_taken_up_
 #[test]
 fn a_uefi_log_that_never_has_its_digest_is_asked_for_less_and_less_often() {
     let mut device = Device::new("device-1", 1);
-    device.uefi = Some(vec![5; 30_000]);
+    device.uefi = Some(dense_log(30_000));
     let mut world = World::new(device, Policy { ima: false, uefi: true }, BTreeMap::new());
     world.on_the_way_up = Some(|up| match up {
         Up::Blob(blob) => {
@@ -348,7 +375,7 @@ fn a_bridge_without_room_gives_back_what_it_gathered_and_the_device_comes_again(
     hand.relay.handle_timeout(AT(3000));
     hand.outputs();
     let gathering = |hand: &mut Hand, now: Time| {
-        let mut outputs = hand.says(Up::Ready(hand.described()), now);
+        let mut outputs = hand.speaks_up(now);
         if !outputs.iter().any(|output| matches!(output, Output::Command(Command::Offer { .. }))) {
             outputs = hand.done(Done::StatementChecked(true), now);
         }
@@ -357,7 +384,7 @@ fn a_bridge_without_room_gives_back_what_it_gathered_and_the_device_comes_again(
         let requested = vec![Requested::Quote, Requested::Ima { offset: 0 }];
         let outputs = hand.done(Done::Offered(Offered::Opened(Offer { requested, ..offer })), now);
         let need = outputs.iter().find_map(|output| match output {
-            Output::Send(down) => match down.question {
+            Output::Send(down, _) => match down.question {
                 Question::Need(need) => Some(need),
                 _ => None,
             },
@@ -366,13 +393,13 @@ fn a_bridge_without_room_gives_back_what_it_gathered_and_the_device_comes_again(
         need.unwrap()
     };
     let need = gathering(&mut hand, AT(3000));
-    let Worked::Read(blob) = hand.device.work(Work::Read(need)) else { unreachable!() };
+    let Worked::Read { blob, .. } = hand.device.work(Work::Read(need)) else { unreachable!() };
     hand.says(Up::Blob(blob), AT(3001));
     assert!(hand.relay.held() > 0);
     hand.relay.shed();
     assert_eq!(hand.relay.held(), 0);
     let outputs = hand.outputs();
-    assert!(matches!(&outputs[..], [Output::Send(down)] if matches!(down.question, Question::Later(_))));
+    assert!(matches!(&outputs[..], [Output::Send(down, _)] if matches!(down.question, Question::Later(_))));
     assert_eq!(gathering(&mut hand, AT(3060)).offset, 0);
 }
 
@@ -385,7 +412,7 @@ fn a_device_that_changes_its_story_does_not_open_attestations_without_end() {
     for boot in 2..300 {
         now += Duration::from_millis(100);
         hand.device.boot = boot;
-        let mut outputs = hand.says(Up::Ready(hand.described()), now);
+        let mut outputs = hand.speaks_up(now);
         if hand.relay.poll_timeout().is_some_and(|at| at <= now) {
             hand.relay.handle_timeout(now);
             outputs.extend(hand.outputs());
@@ -416,28 +443,14 @@ fn evidence_of_another_offer_never_reaches_the_verifier() {
     let mut hand = Hand::new();
     let offer = hand.challenged(AT(100));
     let other = Nonce::from([77; 16]);
-    let evidence = |nonce: Nonce| {
-        let challenge = Challenge {
-            nonce,
-            boot: hand.device.marker(),
-            pcrs: offer.pcrs,
-            good_for: 100,
-            silence: 100,
-            ima_offset: None,
-            uefi: false,
-            ticket: None,
-        };
-        let Worked::Collected(evidence) = hand.device.work(Work::Collect(challenge)) else { unreachable!() };
-        evidence
-    };
-    let foreign = evidence(other);
+    let foreign = hand.evidence(other, offer.pcrs);
     let outputs = hand.says(Up::Evidence(foreign.clone()), AT(101));
     assert!(!outputs.iter().any(|output| matches!(output, Output::Command(_))));
     // with the right tag it is restored, and there the nonce itself is compared
     let relabelled = Evidence { tag: offer.nonce.tag(), ..foreign };
     let outputs = hand.says(Up::Evidence(relabelled), AT(101));
     let restore = outputs.iter().find_map(|output| match output {
-        Output::Command(Command::Restore { offer, .. }) => Some(offer.nonce),
+        Output::Command(Command::Restore(restore)) => Some(restore.offer.nonce),
         _ => None,
     });
     assert_eq!(restore, Some(offer.nonce));

@@ -3,21 +3,23 @@
 //! Everything that happens is an event with a number, so that a fault can be put on any of them and a run repeated.
 
 use std::collections::BTreeMap;
+use std::fmt::{Debug, Write};
 use std::time::Duration;
 
 use keylime_mqtt_schemas::exchange::attester::{self, Attester};
 use keylime_mqtt_schemas::exchange::relay::{
-    self, Command, Done, ImaState, ImaText, Notice, OpenedTicket, Output, Registered, Relay, Restored,
-    Restoring, Session, Status, Submitted, Token, Unavailable,
+    self, Command, Done, Notice, OpenedTicket, Output, Registered, Relay, Session, Status, Submitted, Token,
+    Unavailable,
 };
-use keylime_mqtt_schemas::exchange::relay::{Activated, Offer, Offered, Proven};
-use keylime_mqtt_schemas::exchange::{Time, relay::Report};
+use keylime_mqtt_schemas::exchange::relay::{Activated, Offered, Proven};
+use keylime_mqtt_schemas::exchange::{Delivery, Time, relay::Report};
 use keylime_mqtt_schemas::fragment::Reassembly;
 use keylime_mqtt_schemas::messages::{
-    AkName, Digest, Down, Evidence, LaterReason, Outcome, RefusedReason, Up, Verdict,
+    AkName, Digest, LaterReason, Outcome, Question, RefusedReason, Up, Verdict,
 };
 use keylime_mqtt_schemas::wire::{pack_down, pack_up, unpack_down, unpack_up};
 
+use super::attest;
 use super::device::{self, Device};
 use super::keylime::{Keylime, Policy};
 
@@ -58,13 +60,29 @@ pub(crate) const FAULTS: [Fault; 7] = [
 
 #[derive(Debug, Clone)]
 enum Event {
-    ToBridge(Vec<u8>),
-    ToDevice(Vec<u8>),
+    ToBridge(Vec<u8>, Delivery),
+    ToDevice(Vec<u8>, Delivery),
     Present,
     DeviceConnected(u32),
     Command(Box<Command>, u32),
     Answer(Box<Done>, u32),
     Worked(Box<attester::Done>, u32),
+}
+
+/// A network that loses a part of what is sent lean.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Lossy {
+    pub(crate) seed: u64,
+    /// The last event that may be lost so.
+    pub(crate) until: u64,
+}
+
+impl Lossy {
+    /// One in four.
+    fn loses(&mut self) -> bool {
+        self.seed = self.seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.seed >> 33) % 4 == 0
+    }
 }
 
 pub(crate) struct World {
@@ -83,6 +101,9 @@ pub(crate) struct World {
     sent: u64,
     pub(crate) events: u64,
     faults: BTreeMap<u64, Fault>,
+    pub(crate) lossy: Option<Lossy>,
+    /// The device has no connection: what is published for it is gone.
+    offline: bool,
     pub(crate) last_fault: Time,
     /// What happened, for a reader of a failed run.
     pub(crate) trace: Vec<String>,
@@ -94,6 +115,9 @@ pub(crate) struct World {
     pub(crate) bad_notices: Vec<Notice>,
     pub(crate) dropped: Vec<(&'static str, &'static str)>,
     pub(crate) up_messages: BTreeMap<&'static str, u32>,
+    /// Everything that was sent, and how.
+    pub(crate) said: Vec<(Up, Delivery)>,
+    pub(crate) asked_device: Vec<(Question, Delivery)>,
     /// Answers that Keylime gives instead of its own, each once, to the first command of its kind.
     pub(crate) scripted: Vec<(&'static str, Done)>,
     /// Every command that reached Keylime, by kind.
@@ -120,6 +144,8 @@ impl World {
             sent: 0,
             events: 0,
             faults,
+            lossy: None,
+            offline: false,
             last_fault: Time::ZERO,
             trace: Vec::new(),
             uefi_cache: Vec::new(),
@@ -130,6 +156,8 @@ impl World {
             bad_notices: Vec::new(),
             dropped: Vec::new(),
             up_messages: BTreeMap::new(),
+            said: Vec::new(),
+            asked_device: Vec::new(),
             scripted: Vec::new(),
             asked: Vec::new(),
             refusals: Vec::new(),
@@ -186,7 +214,25 @@ impl World {
     pub(crate) fn restart_agent(&mut self) {
         self.agent_life += 1;
         self.attester = attester(&self.device, self.agent_life);
+        self.device.forget();
+        self.offline = false;
         self.push(RECONNECT, Event::DeviceConnected(self.agent_life));
+    }
+
+    /// The connection is gone; the agent's process stays.
+    pub(crate) fn disconnect(&mut self) {
+        self.offline = true;
+        self.attester.handle(attester::Input::Disconnected, self.now);
+    }
+
+    pub(crate) fn connect(&mut self) {
+        self.offline = false;
+        self.push(Duration::ZERO, Event::DeviceConnected(self.agent_life));
+    }
+
+    /// Bytes of logs that the bridge holds for the device.
+    pub(crate) fn held(&self) -> usize {
+        self.relay.held()
     }
 
     pub(crate) fn restart_bridge(&mut self) {
@@ -201,13 +247,20 @@ impl World {
     fn happen(&mut self, event: Event) {
         self.events += 1;
         self.trace.push(format!("{:?} {} {}", self.now, self.events, told(&event)));
-        match self.faults.remove(&self.events) {
+        let lost = self.is_lost(&event).then_some(Fault::Lost);
+        match self.faults.remove(&self.events).or(lost) {
             None => self.deliver(event),
             Some(fault) => {
                 self.last_fault = self.now;
                 self.fail(fault, event);
             }
         }
+    }
+
+    fn is_lost(&mut self, event: &Event) -> bool {
+        let lean = matches!(event, Event::ToBridge(_, Delivery::Lean) | Event::ToDevice(_, Delivery::Lean));
+        let events = self.events;
+        lean && self.lossy.as_mut().filter(|lossy| events <= lossy.until).is_some_and(Lossy::loses)
     }
 
     fn fail(&mut self, fault: Fault, event: Event) {
@@ -234,10 +287,10 @@ impl World {
             (Fault::Lost | Fault::Refused, event @ (Event::Answer(..) | Event::DeviceConnected(_))) => {
                 self.deliver(event);
             }
-            (Fault::Lost | Fault::Refused, Event::ToBridge(_) | Event::ToDevice(_) | Event::Present) => {}
+            (Fault::Lost | Fault::Refused, Event::ToBridge(..) | Event::ToDevice(..) | Event::Present) => {}
             (Fault::Late, event) => self.push(Duration::from_secs(30), event),
             (Fault::Overtaken, event) => self.push(NETWORK * 3, event),
-            (Fault::Twice, event @ (Event::ToBridge(_) | Event::ToDevice(_) | Event::Present)) => {
+            (Fault::Twice, event @ (Event::ToBridge(..) | Event::ToDevice(..) | Event::Present)) => {
                 self.push(Duration::from_millis(400), event.clone());
                 self.deliver(event);
             }
@@ -256,7 +309,8 @@ impl World {
     fn deliver(&mut self, event: Event) {
         let now = self.now;
         match event {
-            Event::ToBridge(payload) => match unpack_up(payload, &mut self.reassembly, now) {
+            Event::ToBridge(..) | Event::ToDevice(..) if self.offline => {}
+            Event::ToBridge(payload, _) => match unpack_up(payload, &mut self.reassembly, now) {
                 Ok(Some(up)) => {
                     let lied = match self.on_the_way_up {
                         Some(lie) => lie(up),
@@ -271,7 +325,7 @@ impl World {
                 Ok(None) => {}
                 Err(error) => panic!("the bridge refused a payload of an honest device: {error}"),
             },
-            Event::ToDevice(payload) => {
+            Event::ToDevice(payload, _) => {
                 let down = unpack_down(&payload).expect("a question of an honest bridge");
                 self.attester.handle(attester::Input::Received(down), now);
             }
@@ -299,11 +353,12 @@ impl World {
     fn drain(&mut self) {
         while let Some(output) = self.attester.poll_output() {
             match output {
-                attester::Output::Send(up, _) => {
+                attester::Output::Send(up, _, delivery) => {
                     let number = u32::try_from(self.sent).unwrap();
                     for payload in pack_up(&up, number, PAYLOAD).unwrap() {
-                        self.push(NETWORK, Event::ToBridge(payload));
+                        self.push(NETWORK, Event::ToBridge(payload, delivery));
                     }
+                    self.said.push((up, delivery));
                 }
                 attester::Output::Work(work) => {
                     let done = self.device.work(work);
@@ -314,7 +369,10 @@ impl World {
         }
         while let Some(output) = self.relay.poll_output() {
             match output {
-                Output::Send(down) => self.send_down(&down),
+                Output::Send(down, delivery) => {
+                    self.push(NETWORK, Event::ToDevice(pack_down(&down).unwrap(), delivery));
+                    self.asked_device.push((down.question, delivery));
+                }
                 Output::Command(Command::KeepUefi(digest, log)) => {
                     assert_eq!(Digest::of(&[&log]), digest);
                     self.uefi_cache.push(digest);
@@ -330,10 +388,6 @@ impl World {
                 Output::Notice(Notice::Setback { .. } | Notice::Unexplained { .. }) => {}
             }
         }
-    }
-
-    fn send_down(&mut self, down: &Down) {
-        self.push(NETWORK, Event::ToDevice(pack_down(down).unwrap()));
     }
 
     fn agent_reports(&mut self, report: attester::Report) {
@@ -376,10 +430,10 @@ impl World {
             Command::Offer { token, facts } => Done::Offered(self.keylime.offered(token, facts, now)),
             Command::FindUefi(digest) => Done::UefiFound(self.uefi_cache.contains(digest)),
             Command::KeepUefi(..) => return None,
-            Command::Restore { offer, evidence, ak_public, ima } => {
-                Done::Restored(restore(offer, evidence, ak_public.as_slice(), ima.as_ref()))
-            }
+            Command::Restore(restore) => Done::Restored(attest::restored(restore)),
             Command::Submit { token, offer, restored } => {
+                let held = restored.uefi.is_none_or(|log| self.uefi_cache.contains(&log));
+                assert!(held, "a UEFI log is submitted that the bridge does not have");
                 Done::Submitted(self.keylime.submitted(token, offer.index, restored, now))
             }
         })
@@ -392,24 +446,45 @@ impl World {
 }
 
 fn told(event: &Event) -> String {
-    let mut text = match event {
-        Event::ToBridge(payload) => {
+    match event {
+        Event::ToBridge(payload, _) => {
             match unpack_up(payload.clone(), &mut Reassembly::default(), Time::ZERO) {
                 Ok(Some(up)) => format!("up {}", up.kind()),
                 _ => "up fragment".to_owned(),
             }
         }
-        Event::ToDevice(payload) => {
-            unpack_down(payload).map_or_else(|_| "down ?".to_owned(), |down| format!("{:?}", down.question))
+        Event::ToDevice(payload, _) => {
+            unpack_down(payload).map_or_else(|_| "down ?".to_owned(), |down| Beginning::of(&down.question))
         }
-        other => format!("{other:?}"),
-    };
-    text.truncate(120);
-    text
+        other => Beginning::of(other),
+    }
+}
+
+/// The first words of a value's `Debug`. Logs are in there, and to write them out would take most of a run's time.
+struct Beginning(String);
+
+impl Beginning {
+    fn of(value: &impl Debug) -> String {
+        let mut beginning = Self(String::new());
+        // it ends in an error where it is cut, which is what is wanted
+        if write!(beginning, "{value:?}").is_err() {
+            beginning.0.push_str("..");
+        }
+        beginning.0
+    }
+}
+
+impl Write for Beginning {
+    fn write_str(&mut self, text: &str) -> std::fmt::Result {
+        self.0.push_str(text);
+        if self.0.len() > 120 { Err(std::fmt::Error) } else { Ok(()) }
+    }
 }
 
 fn attester(device: &Device, life: u32) -> Attester {
-    let settings = attester::Settings { seed: u64::from(life) + 1, ..attester::Settings::default() };
+    let seed = u64::from(life) + 1;
+    let settings =
+        attester::Settings { seed, sleeps: device.sleep.is_some(), ..attester::Settings::default() };
     Attester::new(settings, device.enrolled)
 }
 
@@ -425,32 +500,6 @@ fn opened(up: &Up, device: &Device) -> Option<OpenedTicket> {
     Some(OpenedTicket { token: Token::new(ticket.strip_prefix("ticket:")?.to_owned()), ak: device.ak() })
 }
 
-fn restore(offer: &Offer, evidence: &Evidence, ak_public: &[u8], ima: Option<&ImaText>) -> Restoring {
-    let Some(quote) = device::bound(evidence, &offer.nonce, ak_public) else {
-        return Restoring::Unbound("the signature does not bind it");
-    };
-    let segment = evidence.ima.as_ref().map(|segment| segment.lines.as_slice()).unwrap_or_default();
-    let lines = ima.map(|text| [text.lines.as_slice(), segment].concat());
-    let restored = Box::new(Restored {
-        quote: evidence.quote.clone(),
-        pcr_blob: evidence.pcr_values.as_slice().to_vec(),
-        ima: lines.clone(),
-        uefi: evidence.uefi,
-    });
-    match (ima, lines) {
-        (Some(text), Some(lines)) => {
-            let known = text.offset == 0 || text.state.is_some();
-            if known && device::explains(text.offset, &lines, &quote) {
-                let entries = text.offset + device::count(&lines);
-                Restoring::Explained { restored, ima: Some(ImaState { entries, pcr10: quote.ima }) }
-            } else {
-                Restoring::Unexplained { restored, what: "the IMA log" }
-            }
-        }
-        _ => Restoring::Explained { restored, ima: None },
-    }
-}
-
 /// A command as a word.
 pub(crate) fn kind(command: &Command) -> &'static str {
     match command {
@@ -463,7 +512,7 @@ pub(crate) fn kind(command: &Command) -> &'static str {
         Command::Offer { .. } => "Offer",
         Command::FindUefi(_) => "FindUefi",
         Command::KeepUefi(..) => "KeepUefi",
-        Command::Restore { .. } => "Restore",
+        Command::Restore(_) => "Restore",
         Command::Submit { .. } => "Submit",
     }
 }
@@ -482,7 +531,7 @@ fn answer_unavailable(command: &Command) -> Option<Done> {
         Command::CheckStatement { .. }
         | Command::FindUefi(_)
         | Command::KeepUefi(..)
-        | Command::Restore { .. } => {
+        | Command::Restore(_) => {
             return None;
         }
     })
