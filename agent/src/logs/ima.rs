@@ -177,8 +177,8 @@ impl ImaLog {
         Ok(())
     }
 
-    /// Shows the lines `from..to` one by one, until told to stop.
-    fn visit(&self, from: u64, to: u64, mut show: impl FnMut(&[u8]) -> bool) -> Result<(), LogError> {
+    /// Shows the lines `from..to` one by one, each with its newline, until `show` says false.
+    pub fn visit(&self, from: u64, to: u64, mut show: impl FnMut(&[u8]) -> bool) -> Result<(), LogError> {
         if from > to || to > self.entries {
             let line = from.max(to);
             return Err(LogError::NoSuchLine {

@@ -45,6 +45,14 @@ pub enum LogError {
         /// Line asked for, from 0.
         line: u64,
     },
+    /// The system's: a log that is complete before the kernel runs is not what it was.
+    #[error("{key}: {} is another log than earlier in this boot; restart the agent, and find out who changed it", .path.display())]
+    Changed {
+        /// Key in the configuration.
+        key: &'static str,
+        /// The file.
+        path: PathBuf,
+    },
 }
 
 impl LogError {

@@ -1,9 +1,12 @@
-//! The firmware's measurement log: complete before the kernel runs, so it is read once per boot.
+//! The firmware's measurement log: complete before the kernel runs, so it is read and packed once per boot.
+//!
+//! Only what is sent is kept: digest and size, and the packed bytes once somebody wants them.
 
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
+use keylime_mqtt_schemas::compact::{Reference, pack_uefi};
 use keylime_mqtt_schemas::messages::limits::MAX_UEFI_LOG;
 use keylime_mqtt_schemas::messages::{BootMarker, Digest, UefiLog as Summary};
 
@@ -15,49 +18,60 @@ const KEY: &str = "uefi_log";
 #[derive(Debug)]
 pub struct UefiLog {
     path: PathBuf,
-    read: Option<(BootMarker, Content)>,
+    summary: Option<(BootMarker, Summary)>,
+    packed: Option<Packed>,
 }
 
-/// What the firmware wrote.
+/// The log as it travels.
 #[derive(Debug)]
-pub struct Content {
+struct Packed {
+    boot: BootMarker,
+    reference: Option<Digest>,
     bytes: Vec<u8>,
-    summary: Summary,
-}
-
-impl Content {
-    /// Digest and size.
-    pub fn summary(&self) -> Summary {
-        self.summary
-    }
-
-    /// At most `max_bytes` from `offset` on; nothing at the end.
-    pub fn part(&self, offset: u64, max_bytes: usize) -> &[u8] {
-        let start = usize::try_from(offset).unwrap_or(usize::MAX).min(self.bytes.len());
-        let end = start.saturating_add(max_bytes).min(self.bytes.len());
-        self.bytes.get(start..end).unwrap_or_default()
-    }
 }
 
 impl UefiLog {
     /// A log not read yet.
     pub fn new(path: &Path) -> Self {
-        Self { path: path.to_owned(), read: None }
+        Self { path: path.to_owned(), summary: None, packed: None }
     }
 
-    /// The log of this boot.
+    /// Digest and size of the log of this boot.
     ///
     /// # Errors
     /// Also when the file holds more than [`MAX_UEFI_LOG`] bytes: no firmware writes that much.
-    pub fn content(&mut self, boot: BootMarker) -> Result<&Content, LogError> {
-        let content = match self.read.take() {
-            Some((read, content)) if read == boot => content,
-            _ => self.load()?,
-        };
-        Ok(&self.read.insert((boot, content)).1)
+    pub fn summary(&mut self, boot: BootMarker) -> Result<Summary, LogError> {
+        if let Some((_, summary)) = self.summary.filter(|(of, _)| *of == boot) {
+            return Ok(summary);
+        }
+        let (summary, _) = self.load()?;
+        self.summary = Some((boot, summary));
+        self.packed = None;
+        Ok(summary)
     }
 
-    fn load(&self) -> Result<Content, LogError> {
+    /// The log of this boot, packed with the reference that both sides have, if any.
+    ///
+    /// # Errors
+    /// Also when the file is not what [`Self::summary`] said of it.
+    pub fn packed(&mut self, boot: BootMarker, reference: Option<&Reference>) -> Result<&[u8], LogError> {
+        let named = reference.map(Reference::digest);
+        let packed =
+            match self.packed.take().filter(|packed| packed.boot == boot && packed.reference == named) {
+                Some(packed) => packed,
+                None => {
+                    let announced = self.summary(boot)?;
+                    let (found, bytes) = self.load()?;
+                    if found != announced {
+                        return Err(LogError::Changed { key: KEY, path: self.path.clone() });
+                    }
+                    Packed { boot, reference: named, bytes: pack_uefi(&bytes, reference) }
+                }
+            };
+        Ok(&self.packed.insert(packed).bytes)
+    }
+
+    fn load(&self) -> Result<(Summary, Vec<u8>), LogError> {
         let unreadable = |source| LogError::unreadable(KEY, &self.path)(source);
         let mut bytes = Vec::new();
         let file = File::open(&self.path).map_err(unreadable)?;
@@ -67,27 +81,28 @@ impl UefiLog {
             let expected = "a UEFI event log (binary_bios_measurements)";
             return Err(LogError::NotThat { key: KEY, path: self.path.clone(), expected });
         };
-        Ok(Content { summary: Summary { digest: Digest::of(&[&bytes]), size }, bytes })
+        Ok((Summary { digest: Digest::of(&[&bytes]), size }, bytes))
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use keylime_mqtt_schemas::compact::unpack_uefi;
+
     use super::*;
 
     const RECORDED: &str =
         concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/device-secure-violations/binary_bios_measurements");
 
     #[test]
-    fn a_recorded_log_is_given_whole_and_in_parts() {
+    fn a_recorded_log_is_named_and_packed() {
         let bytes = std::fs::read(RECORDED).unwrap();
         let mut log = UefiLog::new(Path::new(RECORDED));
-        let content = log.content(BootMarker::from([1; 16])).unwrap();
-        assert_eq!(content.summary(), Summary { digest: Digest::of(&[&bytes]), size: 14_008 });
-        let parts: Vec<u8> = (0..3).flat_map(|part| content.part(part * 5000, 5000).to_vec()).collect();
-        assert_eq!(parts, bytes);
-        assert_eq!(content.part(14_008, 10), b"");
-        assert_eq!(content.part(u64::MAX, usize::MAX), b"");
+        let boot = BootMarker::from([1; 16]);
+        assert_eq!(log.summary(boot).unwrap(), Summary { digest: Digest::of(&[&bytes]), size: 14_008 });
+        let packed = log.packed(boot, None).unwrap();
+        assert!(packed.len() < bytes.len());
+        assert_eq!(unpack_uefi(packed, bytes.len(), None).unwrap(), bytes);
     }
 
     #[test]
@@ -96,10 +111,25 @@ mod tests {
         let path = directory.path().join("log");
         std::fs::write(&path, b"first").unwrap();
         let mut log = UefiLog::new(&path);
-        let first = log.content(BootMarker::from([1; 16])).unwrap().summary();
+        let (one, two) = (BootMarker::from([1; 16]), BootMarker::from([2; 16]));
+        let first = log.summary(one).unwrap();
+        let packed = log.packed(one, None).unwrap().to_vec();
         std::fs::write(&path, b"second").unwrap();
-        assert_eq!(log.content(BootMarker::from([1; 16])).unwrap().summary(), first);
-        assert_ne!(log.content(BootMarker::from([2; 16])).unwrap().summary(), first);
+        assert_eq!((log.summary(one).unwrap(), log.packed(one, None).unwrap()), (first, packed.as_slice()));
+        assert_ne!(log.summary(two).unwrap(), first);
+        assert_ne!(log.packed(two, None).unwrap(), packed);
+    }
+
+    #[test]
+    fn a_log_that_changed_within_a_boot_is_not_sent_under_the_name_of_the_old_one() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("log");
+        std::fs::write(&path, b"first").unwrap();
+        let mut log = UefiLog::new(&path);
+        let boot = BootMarker::from([1; 16]);
+        log.summary(boot).unwrap();
+        std::fs::write(&path, b"other").unwrap();
+        assert!(matches!(log.packed(boot, None), Err(LogError::Changed { key: "uefi_log", .. })));
     }
 
     #[test]
@@ -108,7 +138,7 @@ mod tests {
         let empty = directory.path().join("empty");
         std::fs::write(&empty, b"").unwrap();
         for path in [empty.as_path(), Path::new("/dev/zero")] {
-            let read = UefiLog::new(path).content(BootMarker::from([1; 16])).map(Content::summary);
+            let read = UefiLog::new(path).summary(BootMarker::from([1; 16]));
             assert!(matches!(read, Err(LogError::NotThat { .. })), "{read:?}");
         }
     }

@@ -20,7 +20,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::Instant;
 
 use crate::config::{Config, ConfigError, ConfiguredId};
-use crate::evidence::Device;
+use crate::evidence::{Device, Equipment};
 use crate::logs::LogError;
 use crate::logs::ima::ImaLog;
 use crate::logs::uefi::UefiLog;
@@ -48,6 +48,13 @@ pub enum Mode {
         deadline: Duration,
         /// Seconds until the next run; 0 when there is no fixed time.
         sleep: u32,
+    },
+    /// Wake, attest, sleep, in one process until a signal.
+    Every {
+        /// Seconds from wake to wake.
+        seconds: u32,
+        /// Latest end of a wake.
+        deadline: Duration,
     },
 }
 
@@ -110,10 +117,11 @@ impl Stop {
 /// Runs the agent. Needs a multi-thread runtime with I/O and time.
 pub async fn run(config: &Config, mode: Mode) -> Result<Ending, RunError> {
     let deadline = match mode {
-        Mode::Service => None,
+        Mode::Service | Mode::Every { .. } => None,
         Mode::Once { deadline, .. } => Some(Instant::now() + deadline),
     };
     let broker = config.broker()?;
+    let reference = config.reference()?;
     check_files(config)?;
     let store = Store::open(&config.state_dir)?;
     let mut stop = Stop::listen()?;
@@ -133,13 +141,20 @@ pub async fn run(config: &Config, mode: Mode) -> Result<Ending, RunError> {
         broker = broker.address(),
         "keylime-mqtt-agent {}", env!("CARGO_PKG_VERSION")
     );
-    let logs = (config.ima_log.as_deref().map(ImaLog::new), config.uefi_log.as_deref().map(UefiLog::new));
-    let sleep = match mode {
-        Mode::Service => None,
-        Mode::Once { sleep, .. } => Some(sleep),
+    let equipment = Equipment {
+        boot: config.boot(),
+        ima: config.ima_log.as_deref().map(ImaLog::new),
+        uefi: config.uefi_log.as_deref().map(UefiLog::new),
+        reference,
+        sleep: match mode {
+            Mode::Service => None,
+            Mode::Once { sleep: seconds, .. } | Mode::Every { seconds, .. } => Some(seconds),
+        },
+        payload_bytes: config.payload_bytes,
     };
-    let device = Device::new(id.clone(), tpm.clone(), identity, config.boot(), logs, store, sleep)?;
-    let ending = Session::start(config, broker, id, device, tpm.clone(), deadline)?.run(&mut stop).await;
+    let device = Device::new(id.clone(), tpm.clone(), identity, equipment, store)?;
+    let session = Session::start(config, broker, id, device, tpm.clone(), (mode, deadline))?;
+    let ending = session.run(&mut stop).await;
     match tokio::time::timeout(FAREWELL, tpm.close()).await {
         Ok(Ok(())) => (),
         Ok(Err(error)) => tracing::debug!(%error, "the AK stays loaded; the next start flushes it"),
@@ -155,7 +170,7 @@ pub fn check_files(config: &Config) -> Result<(), LogError> {
         ImaLog::new(path).refresh()?;
     }
     if let Some(path) = &config.uefi_log {
-        UefiLog::new(path).content([0; 16].into())?;
+        UefiLog::new(path).summary([0; 16].into())?;
     }
     Ok(())
 }

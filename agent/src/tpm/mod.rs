@@ -113,20 +113,6 @@ impl Tpm {
         self.operate("read PCRs", move |open| quote::pcrs(open, pcr_mask)).await
     }
 
-    /// A quote and the very PCR values it signed.
-    ///
-    /// PCRs may be extended between the two commands; then both are repeated.
-    ///
-    /// # Errors
-    /// [`TpmError::PcrsMoving`] when something extends PCRs faster than they can be read.
-    pub async fn quote_with_pcrs(
-        &self,
-        qualifying: [u8; 16],
-        pcr_mask: u32,
-    ) -> Result<(Quoted, Vec<[u8; 32]>), TpmError> {
-        self.operate("quote", move |open| quote::quote_with_pcrs(open, &qualifying, pcr_mask)).await
-    }
-
     /// The TPM's clock and counters, as the AK would sign them now.
     pub async fn clock(&self) -> Result<Clock, TpmError> {
         self.operate("read clock", quote::clock).await

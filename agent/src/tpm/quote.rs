@@ -1,6 +1,5 @@
 //! TPM2_Quote, the PCRs it covers, and the clock it carries.
 
-use sha2::{Digest, Sha256};
 use tss_esapi::interface_types::algorithm::HashingAlgorithm;
 use tss_esapi::interface_types::session_handles::AuthSession;
 use tss_esapi::structures::{AttestInfo, Data, PcrSelectionList, PcrSlot, SignatureScheme};
@@ -11,9 +10,6 @@ use super::open::Opened;
 
 /// PCRs of a PC Client TPM.
 pub const PCR_COUNT: u32 = 24;
-/// Quotes made until one matches the values read after it. IMA extends in bursts; a fifth try was never needed at 90
-/// extends per second.
-const QUOTE_TRIES: usize = 8;
 /// Longest qualifying data that every TPM takes: those with SHA-256 alone have room for one name (34 bytes).
 const QUALIFYING_DATA: usize = 34;
 
@@ -101,22 +97,6 @@ pub(super) fn pcrs(open: &mut Opened, mask: u32) -> Result<Vec<[u8; 32]>, Failur
         return Err(TpmError::Malformed("list of PCR values").into());
     }
     Ok(values)
-}
-
-/// Quote first, read after: a value extended in between shows as a digest that does not match.
-pub(super) fn quote_with_pcrs(
-    open: &mut Opened,
-    qualifying: &[u8],
-    mask: u32,
-) -> Result<(Quoted, Vec<[u8; 32]>), Failure> {
-    for _ in 0..QUOTE_TRIES {
-        let quoted = quote(open, qualifying, mask)?;
-        let values = pcrs(open, mask)?;
-        if Sha256::digest(values.concat()).as_slice() == quoted.pcr_digest {
-            return Ok((quoted, values));
-        }
-    }
-    Err(TpmError::PcrsMoving { mask, tries: QUOTE_TRIES }.into())
 }
 
 fn selection(mask: u32) -> Result<PcrSelectionList, Failure> {

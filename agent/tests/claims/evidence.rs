@@ -5,40 +5,35 @@ use std::fs;
 use crate::device::{self, TestDevice};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use keylime_mqtt_agent::evidence::{Device, EvidenceError};
+use keylime_mqtt_agent::evidence::EvidenceError;
+use keylime_mqtt_schemas::compact::{unpack_ima, unpack_uefi};
 use keylime_mqtt_schemas::exchange::attester::{Done, Work};
 use keylime_mqtt_schemas::messages::{
-    AkName, Challenge, Digest, Evidence, LogKind, Need, Nonce, NotYet, NotYetReason, PcrMask, Prove, Ready,
+    AkName, Challenge, Digest, LogKind, Need, Nonce, NotYet, NotYetReason, PcrMask, Prove, Quote, Ready,
     Signed, State,
 };
 use keylime_mqtt_schemas::statement::{boot_statement, evidence_statement};
 use ring::hmac;
-use sha2::{Digest as _, Sha256};
-
-async fn describe(device: &mut Device) -> Ready {
-    match device.work(&Work::Describe).await.unwrap() {
-        Done::Described(ready) => ready,
-        other => panic!("{other:?}"),
-    }
-}
 
 fn challenge(ready: &Ready, nonce: u8) -> Challenge {
     Challenge {
         nonce: Nonce::from([nonce; 16]),
-        boot: ready.boot,
+        boot: ready.boot.tag(),
         pcrs: PcrMask::try_from(0x401).unwrap(),
         good_for: 60,
         silence: 60,
         ima_offset: None,
-        uefi: false,
+        held: None,
         ticket: None,
+        full: true,
+        reference: false,
     }
 }
 
-async fn collect(device: &mut Device, challenge: &Challenge) -> Result<Evidence, EvidenceError> {
-    match device.work(&Work::Collect(challenge.clone())).await? {
-        Done::Collected(evidence) => Ok(evidence),
-        other => panic!("{other:?}"),
+fn full(quote: &Quote) -> &Signed {
+    match quote {
+        Quote::Full(signed) => signed,
+        Quote::Brief(_) => panic!("not the full form"),
     }
 }
 
@@ -53,70 +48,76 @@ fn extra_data(signed: &Signed) -> &[u8] {
 #[tokio::test]
 async fn ready_describes_this_boot_and_is_bound_to_it_by_a_statement() {
     let mut test = TestDevice::with_logs().await;
-    let ready = describe(&mut test.device).await;
+    let ready = test.describe().await;
     assert_eq!(ready.boot_time, 1_790_000_000);
     assert_eq!(ready.ima_entries, Some(390));
     assert_eq!(ready.uefi.unwrap().digest, Digest::of(&[device::UEFI]));
     assert_eq!(
         extra_data(&ready.statement),
-        boot_statement(&test.id, &ready.boot, ready.boot_time).as_bytes()
+        boot_statement(&test.id, &ready.boot, ready.boot_time, ready.uefi.as_ref()).as_bytes()
     );
     assert_eq!(AkName::of_public(ready.ak_public.as_slice()).unwrap(), AkName::from(test.identity.ak_name));
-    let again = describe(&mut test.device).await;
+    let again = test.describe().await;
     assert_eq!(again, ready, "one statement serves the whole boot");
 }
 
 #[tokio::test]
 async fn a_tpm_reset_is_another_boot_with_a_later_time() {
     let mut test = TestDevice::with_logs().await;
-    let before = describe(&mut test.device).await;
+    let before = test.describe().await;
     test.reboot_tpm(true).await;
-    let refused = collect(&mut test.device, &challenge(&before, 1)).await;
+    let refused = test.collect(&challenge(&before, 1)).await;
     assert!(matches!(refused, Err(EvidenceError::Rebooted)), "{refused:?}");
     let work = Work::Collect(challenge(&before, 1));
     assert!(matches!(test.device.excuse(&work, &EvidenceError::Rebooted).await, Done::Rebooted));
-    let after = describe(&mut test.device).await;
+    let after = test.describe().await;
     assert_ne!(after.boot, before.boot);
     assert!(after.boot_time > before.boot_time);
     // The kernel's boot without a TPM reset, as kexec does it.
     fs::write(test.path("boot_id"), "another boot").unwrap();
-    assert_ne!(describe(&mut test.device).await.boot, after.boot);
+    assert_ne!(test.describe().await.boot, after.boot);
 }
 
 #[tokio::test]
 async fn evidence_holds_what_the_challenge_asked_for_and_nothing_else() {
     let mut test = TestDevice::with_logs().await;
-    let ready = describe(&mut test.device).await;
-    let plain = collect(&mut test.device, &challenge(&ready, 1)).await.unwrap();
-    assert_eq!((plain.ima.as_ref(), plain.uefi), (None, None));
+    let ready = test.describe().await;
+    let plain = test.collect(&challenge(&ready, 1)).await.unwrap();
+    assert_eq!(plain.ima, None);
     assert_eq!(plain.tag, Nonce::from([1; 16]).tag());
-    assert_eq!(extra_data(&plain.quote), [1; 16]);
-    assert_eq!(plain.pcr_values.as_slice().len(), 2 * 32);
-    assert!(plain.quote.attest.as_slice().ends_with(&Sha256::digest(plain.pcr_values.as_slice())));
+    assert_eq!(extra_data(full(&plain.quote)), [1; 16]);
+    let values = plain.pcrs.unwrap();
+    assert_eq!(values.mask(), challenge(&ready, 1).pcrs);
+    assert!(full(&plain.quote).attest.as_slice().ends_with(values.digest().as_bytes()));
 
-    let all = Challenge { ima_offset: Some(388), uefi: true, ..challenge(&ready, 2) };
-    let with_logs = collect(&mut test.device, &all).await.unwrap();
+    let since = |offset, nonce| Challenge { ima_offset: Some(offset), ..challenge(&ready, nonce) };
+    let with_lines = test.collect(&since(388, 2)).await.unwrap();
     let last_two: Vec<u8> =
         device::IMA.split_inclusive(|byte| *byte == b'\n').skip(388).flatten().copied().collect();
-    let segment = with_logs.ima.unwrap();
-    assert_eq!((segment.offset, segment.lines.as_slice()), (388, last_two.as_slice()));
-    assert_eq!(with_logs.uefi, Some(Digest::of(&[device::UEFI])));
+    let lines = |evidence: keylime_mqtt_schemas::messages::Evidence| {
+        let segment = evidence.ima.unwrap();
+        (segment.offset, unpack_ima(segment.packed.as_slice(), 1 << 20, None).unwrap())
+    };
+    assert_eq!(lines(with_lines), (388, last_two));
 
     // What the kernel appends comes with the next evidence.
     test.append_ima("10 aa ima-ng sha256:bb /new\n");
-    let later = Challenge { ima_offset: Some(390), ..challenge(&ready, 3) };
-    let new = collect(&mut test.device, &later).await.unwrap();
-    assert_eq!(new.ima.unwrap().lines.as_slice(), b"10 aa ima-ng sha256:bb /new\n");
+    let new = test.collect(&since(390, 3)).await.unwrap();
+    assert_eq!(lines(new), (390, b"10 aa ima-ng sha256:bb /new\n".to_vec()));
+    // And there is nothing where there is nothing.
+    assert_eq!(test.collect(&since(391, 4)).await.unwrap().ima, None);
+    let beyond = test.collect(&since(392, 5)).await;
+    assert!(matches!(beyond, Err(EvidenceError::Log(_))), "{beyond:?}");
 }
 
 #[tokio::test]
 async fn after_a_power_cut_there_is_no_evidence_until_the_clock_is_safe_and_above_the_last_one() {
     let mut test = TestDevice::with_logs().await;
-    let ready = describe(&mut test.device).await;
-    collect(&mut test.device, &challenge(&ready, 1)).await.unwrap();
+    let ready = test.describe().await;
+    test.collect(&challenge(&ready, 1)).await.unwrap();
     let last = test.tpm.clock().await.unwrap();
     test.reboot_tpm(false).await;
-    let ready = describe(&mut test.device).await;
+    let ready = test.describe().await;
     let work = Work::Collect(challenge(&ready, 2));
     let error = test.device.work(&work).await.unwrap_err();
     assert!(matches!(error, EvidenceError::Clock(_)), "{error}");
@@ -132,13 +133,13 @@ async fn after_a_power_cut_there_is_no_evidence_until_the_clock_is_safe_and_abov
     );
     // It passes by itself, and then the clock is above everything shown before.
     let shown = loop {
-        match collect(&mut test.device, &challenge(&ready, 2)).await {
+        match test.collect(&challenge(&ready, 2)).await {
             Ok(evidence) => break evidence,
             Err(EvidenceError::Clock(_)) => (),
             Err(error) => panic!("{error}"),
         }
     };
-    assert_eq!(extra_data(&shown.quote), [2; 16]);
+    assert_eq!(extra_data(full(&shown.quote)), [2; 16]);
     let now = test.tpm.clock().await.unwrap();
     assert!(now.safe && now.clock_ms > last.clock_ms);
 }
@@ -146,8 +147,8 @@ async fn after_a_power_cut_there_is_no_evidence_until_the_clock_is_safe_and_abov
 #[tokio::test]
 async fn the_last_clock_shown_is_kept_over_a_restart_of_the_agent() {
     let mut test = TestDevice::with_logs().await;
-    let ready = describe(&mut test.device).await;
-    collect(&mut test.device, &challenge(&ready, 1)).await.unwrap();
+    let ready = test.describe().await;
+    test.collect(&challenge(&ready, 1)).await.unwrap();
     // As if the TPM had gone back below what was shown.
     let path = test.path("state/state.json");
     let state = fs::read_to_string(&path).unwrap();
@@ -156,7 +157,7 @@ async fn the_last_clock_shown_is_kept_over_a_restart_of_the_agent() {
     state["last_quote"]["clock_ms"] = (shown + 3_600_000).into();
     fs::write(&path, state.to_string()).unwrap();
     let mut test = test.restart().await;
-    let ready = describe(&mut test.device).await;
+    let ready = test.describe().await;
     let work = Work::Collect(challenge(&ready, 2));
     let error = test.device.work(&work).await.unwrap_err();
     assert!(matches!(error, EvidenceError::Clock(NotYetReason::ClockBehind)), "{error}");
@@ -189,44 +190,60 @@ async fn the_activation_answers_with_what_the_registrar_computes() {
 #[tokio::test]
 async fn logs_go_up_in_parts_that_add_up() {
     let mut test = TestDevice::with_logs().await;
-    let ready = describe(&mut test.device).await;
+    let ready = test.describe().await;
     for (log, whole) in [(LogKind::Uefi, device::UEFI), (LogKind::Ima, device::IMA)] {
-        let (mut gathered, mut offset) = (Vec::new(), 0);
+        let (mut gathered, mut offset, mut said) = (Vec::new(), 0, None);
         loop {
-            let need = Need { log, boot: ready.boot, offset, upto: u64::MAX };
-            let Done::Read(blob) = test.device.work(&Work::Read(need)).await.unwrap() else {
+            let need = Need { log, boot: ready.boot.tag(), offset, upto: u64::MAX, reference: false };
+            let Done::Read { blob, next } = test.device.work(&Work::Read(need)).await.unwrap() else {
                 panic!("no part")
             };
-            assert_eq!((blob.log, blob.boot, blob.offset), (log, ready.boot, offset));
-            let part = blob.part.into_vec();
-            if part.is_empty() {
+            assert_eq!((blob.log, blob.boot, blob.offset), (log, ready.boot.tag(), offset));
+            if blob.part.as_slice().is_empty() {
+                assert_eq!(next, offset, "the end");
                 break;
             }
-            offset += match log {
-                LogKind::Uefi => part.len() as u64,
-                LogKind::Ima => part.split_inclusive(|byte| *byte == b'\n').count() as u64,
-            };
-            gathered.extend(part);
+            gathered.extend(match log {
+                LogKind::Uefi => blob.part.into_vec(),
+                LogKind::Ima => unpack_ima(blob.part.as_slice(), 1 << 20, None).unwrap(),
+            });
+            said = blob.total;
+            offset = next;
         }
-        assert_eq!(gathered, whole);
-        let need = Need { log, boot: ready.boot, offset: 3, upto: 5 };
-        let Done::Read(blob) = test.device.work(&Work::Read(need)).await.unwrap() else { panic!("no part") };
-        let two = match log {
-            LogKind::Uefi => whole[3..5].to_vec(),
-            LogKind::Ima => {
-                whole.split_inclusive(|byte| *byte == b'\n').skip(3).take(2).flatten().copied().collect()
+        let gathered = match log {
+            LogKind::Uefi => {
+                assert_eq!(said, u32::try_from(gathered.len()).ok());
+                unpack_uefi(&gathered, whole.len(), None).unwrap()
             }
+            LogKind::Ima => gathered,
         };
-        assert_eq!(blob.part.into_vec(), two, "no further than wanted");
+        assert_eq!(gathered, whole);
     }
-    let other = Need { log: LogKind::Uefi, boot: [0; 16].into(), offset: 0, upto: 10 };
+    for (log, expected) in [(LogKind::Uefi, 5), (LogKind::Ima, 5)] {
+        let need = Need { log, boot: ready.boot.tag(), offset: 3, upto: expected, reference: false };
+        let Done::Read { blob, next } = test.device.work(&Work::Read(need)).await.unwrap() else {
+            panic!("no part")
+        };
+        assert_eq!(next, expected, "no further than wanted");
+        if log == LogKind::Ima {
+            let two: Vec<u8> = device::IMA
+                .split_inclusive(|byte| *byte == b'\n')
+                .skip(3)
+                .take(2)
+                .flatten()
+                .copied()
+                .collect();
+            assert_eq!(unpack_ima(blob.part.as_slice(), 1 << 20, None).unwrap(), two);
+        }
+    }
+    let other = Need { log: LogKind::Uefi, boot: [0; 4].into(), offset: 0, upto: 10, reference: false };
     assert!(matches!(test.device.work(&Work::Read(other)).await, Err(EvidenceError::Rebooted)));
 }
 
 #[tokio::test]
 async fn a_statement_binds_evidence_and_lines_to_the_nonce() {
     let mut test = TestDevice::with_logs().await;
-    describe(&mut test.device).await;
+    test.describe().await;
     let (nonce, evidence) = (Nonce::from([7; 16]), Digest::of(&[b"evidence as sent"]));
     let lines: Vec<u8> =
         device::IMA.split_inclusive(|byte| *byte == b'\n').skip(5).take(10).flatten().copied().collect();
@@ -250,19 +267,19 @@ async fn a_statement_binds_evidence_and_lines_to_the_nonce() {
 #[tokio::test]
 async fn a_device_without_logs_attests_by_quote_alone() {
     let mut test = TestDevice::bare().await;
-    let ready = describe(&mut test.device).await;
+    let ready = test.describe().await;
     assert_eq!((ready.ima_entries, ready.uefi), (None, None));
     let Done::Introduced(enrol) = test.device.work(&Work::Introduce).await.unwrap() else {
         panic!("no introduction")
     };
     assert_eq!(enrol.ek_certificate, None);
-    collect(&mut test.device, &challenge(&ready, 1)).await.unwrap();
+    test.collect(&challenge(&ready, 1)).await.unwrap();
 }
 
 #[tokio::test]
 async fn a_missing_log_or_a_hanging_tpm_is_a_reason_not_a_silence() {
     let mut test = TestDevice::with_logs().await;
-    let ready = describe(&mut test.device).await;
+    let ready = test.describe().await;
     fs::remove_file(test.path("ima")).unwrap();
     let work = Work::Collect(Challenge { ima_offset: Some(0), ..challenge(&ready, 1) });
     let error = test.device.work(&work).await.unwrap_err();
@@ -285,10 +302,10 @@ async fn enrolment_is_remembered_for_the_ak_it_was_for() {
     test.device.remember_ticket(vec![9; 100].try_into().unwrap()).unwrap();
     let mut test = test.restart().await;
     assert!(test.device.is_enrolled());
-    assert_eq!(describe(&mut test.device).await.ticket.unwrap().as_slice(), [9; 100]);
+    assert_eq!(test.describe().await.ticket.unwrap().as_slice(), [9; 100]);
     test.tpm.clone().close().await.unwrap();
     test.swtpm.tool("tpm2_clear", &["-c", "p"]);
     let mut test = test.restart().await;
     assert!(!test.device.is_enrolled(), "a new AK is not enrolled");
-    assert_eq!(describe(&mut test.device).await.ticket, None);
+    assert_eq!(test.describe().await.ticket, None);
 }

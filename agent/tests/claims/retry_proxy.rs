@@ -50,7 +50,7 @@ impl RetryProxy {
     }
 }
 
-fn copy(mut from: TcpStream, mut to: TcpStream) {
+pub(crate) fn copy(mut from: TcpStream, mut to: TcpStream) {
     thread::spawn(move || {
         std::io::copy(&mut from, &mut to).ok();
         to.shutdown(std::net::Shutdown::Both).ok();
@@ -58,7 +58,7 @@ fn copy(mut from: TcpStream, mut to: TcpStream) {
 }
 
 /// Commands and responses both carry their size in bytes 2 to 5.
-fn message(stream: &mut TcpStream) -> Option<Vec<u8>> {
+pub(crate) fn message(stream: &mut TcpStream) -> Option<Vec<u8>> {
     let mut message = vec![0; 10];
     stream.read_exact(&mut message).ok()?;
     let size = u32::from_be_bytes(message[2..6].try_into().unwrap());

@@ -28,12 +28,14 @@ fn credential(site: &Site, enrol: &keylime_mqtt_schemas::messages::Enrol) -> Vec
 fn challenge(ready: &Ready, nonce: u8) -> Challenge {
     Challenge {
         nonce: Nonce::from([nonce; 16]),
-        boot: ready.boot,
+        boot: ready.boot.tag(),
         pcrs: PcrMask::try_from(0x80).unwrap(),
         good_for: 600,
         silence: 600,
         ima_offset: None,
-        uefi: false,
+        held: None,
+        full: false,
+        reference: false,
         ticket: Some(vec![0xA5; 64].try_into().unwrap()),
     }
 }

@@ -35,11 +35,12 @@ fn extra_data(attest: &[u8]) -> &[u8] {
 }
 
 #[tokio::test]
-async fn a_quote_is_signed_by_the_ak_over_the_nonce_and_the_values_read_with_it() {
+async fn a_quote_is_signed_by_the_ak_over_the_nonce_and_the_values_read_after_it() {
     let swtpm = Swtpm::new();
     swtpm.tool("tpm2_pcrextend", &[&format!("10:sha256={}", "ab".repeat(32))]);
     let (tpm, identity) = start(&swtpm).await;
-    let (quoted, values) = tpm.quote_with_pcrs([7; 16], 0x00FF_FFFF).await.unwrap();
+    let quoted = tpm.quote(vec![7; 16], 0x00FF_FFFF).await.unwrap();
+    let values = tpm.pcrs(0x00FF_FFFF).await.unwrap();
     assert!(signed_by_ak(&identity, &quoted.attest, &quoted.signature));
     assert_eq!(extra_data(&quoted.attest), [7; 16]);
     assert_eq!(values.len(), 24);

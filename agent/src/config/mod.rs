@@ -3,73 +3,36 @@
 //! What is wrong is refused with its key, the file it stands in and what to write instead; a key that is not known is an
 //! error, for a misspelt one would otherwise silently be the default.
 
+mod error;
+
+use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use figment::Figment;
 use figment::providers::{Env, Format, Serialized, Toml};
-use keylime_mqtt_broker_config::{BrokerSettings, CheckedBroker, SettingsError};
+use keylime_mqtt_broker_config::{BrokerSettings, CheckedBroker};
 use keylime_mqtt_schemas::AgentId;
-use keylime_mqtt_schemas::agent_id::AgentIdError;
+use keylime_mqtt_schemas::compact::Reference;
 use keylime_mqtt_schemas::exchange::attester;
 use keylime_mqtt_schemas::fragment::{DEFAULT_PAYLOAD, MAX_PAYLOAD, MIN_PAYLOAD};
-use keylime_mqtt_schemas::topics::{DEFAULT_PREFIX, TopicError, Topics};
+use keylime_mqtt_schemas::topics::{DEFAULT_PREFIX, Topics};
 use serde::{Deserialize, Serialize};
 
 use crate::logs::boot::BootSources;
 use crate::tpm::TpmSettings;
 
+pub use error::ConfigError;
+
 /// Where the file is when no flag says otherwise.
 pub const DEFAULT_FILE: &str = "/etc/keylime-mqtt/agent.toml";
 /// `KEYLIME_MQTT_AGENT_TPM__TCTI` is `tpm.tcti`.
 const ENVIRONMENT: &str = "KEYLIME_MQTT_AGENT_";
+/// The largest reference there is, in bytes; a larger file is no reference.
+const LARGEST_REFERENCE: u64 = 64 * 1024 * 1024;
 /// The id that stands for "the hash of this TPM's EK".
 pub const HASH_EK: &str = "hash_ek";
-
-/// Why the configuration is refused. The operator's to mend.
-#[derive(Debug, thiserror::Error)]
-pub enum ConfigError {
-    /// The file is not there.
-    #[error("no configuration at {}; write one, or name another with --config", .path.display())]
-    NoFile {
-        /// The file.
-        path: PathBuf,
-    },
-    /// Not TOML, a key that is not known, missing, or of another type.
-    #[error("{0}")]
-    Shape(String),
-    /// The id.
-    #[error("id = {id:?}: {source}; write \"{HASH_EK}\" to use the hash of the EK")]
-    Id {
-        /// As configured.
-        id: String,
-        /// What is wrong with it.
-        source: AgentIdError,
-    },
-    /// The prefix.
-    #[error("topic_prefix = {prefix:?}: {source}")]
-    Prefix {
-        /// As configured.
-        prefix: String,
-        /// What is wrong with it.
-        source: TopicError,
-    },
-    /// The broker's table.
-    #[error(transparent)]
-    Broker(#[from] SettingsError),
-    /// A number outside its range.
-    #[error("{key} = {value} is out of range: set it between {least} and {most}")]
-    OutOfRange {
-        /// The key.
-        key: &'static str,
-        /// As configured.
-        value: u64,
-        /// Smallest allowed.
-        least: u64,
-        /// Largest allowed.
-        most: u64,
-    },
-}
 
 /// The file.
 #[derive(Debug, Clone, Deserialize)]
@@ -90,6 +53,9 @@ pub struct Config {
     /// The firmware's log. Left out: the device attests without.
     #[serde(default)]
     pub uefi_log: Option<PathBuf>,
+    /// A file that the bridge has too: what it knows of the logs need not travel.
+    #[serde(default)]
+    reference: Option<PathBuf>,
     /// Text that differs in every boot.
     #[serde(default = "boot_id_file")]
     boot_id_file: PathBuf,
@@ -215,7 +181,7 @@ impl Config {
             .merge(Env::prefixed(ENVIRONMENT).ignore(&["config"]).split("__"))
             .merge(Serialized::defaults(overrides))
             .extract()
-            .map_err(|error| ConfigError::Shape(describe(&error, file)))?;
+            .map_err(|error| ConfigError::Shape(error::describe(&error, file)))?;
         config.check()?;
         Ok(config)
     }
@@ -240,6 +206,17 @@ impl Config {
         Ok(self.broker.check()?)
     }
 
+    /// The reference, read.
+    pub fn reference(&self) -> Result<Option<Reference>, ConfigError> {
+        let Some(path) = &self.reference else { return Ok(None) };
+        let refused = |reason: String| ConfigError::Reference { path: path.clone(), reason };
+        let mut bytes = Vec::new();
+        File::open(path)
+            .and_then(|file| file.take(LARGEST_REFERENCE + 1).read_to_end(&mut bytes))
+            .map_err(|error| refused(error.to_string()))?;
+        Reference::from_file(bytes).map(Some).map_err(|error| refused(error.to_string()))
+    }
+
     /// The TPM.
     pub fn tpm(&self) -> TpmSettings {
         TpmSettings {
@@ -254,13 +231,14 @@ impl Config {
         BootSources { id: self.boot_id_file.clone(), time: self.boot_time_file.clone() }
     }
 
-    /// How the device behaves in the exchange.
-    pub fn attester(&self, seed: u64) -> attester::Settings {
+    /// How the device behaves in the exchange; `sleeps`: it is connected only to attest.
+    pub fn attester(&self, seed: u64, sleeps: bool) -> attester::Settings {
         attester::Settings {
             first_retry: Duration::from_secs(self.first_retry_seconds),
             retry_cap: Duration::from_secs(self.longest_retry_seconds),
             silence_cap: Duration::from_secs(self.longest_silence_seconds),
             enrol_again_after: Duration::from_secs(self.enrol_again_after_seconds),
+            sleeps,
             seed,
         }
     }
@@ -286,119 +264,5 @@ impl Config {
     }
 }
 
-/// One line per mistake: where it stands, which key, what is wrong.
-fn describe(errors: &figment::Error, file: &Path) -> String {
-    let lines = errors.clone().into_iter().map(|error| {
-        let at = match &error.metadata {
-            Some(metadata) if metadata.name.contains("environment") => format!("environment {ENVIRONMENT}…"),
-            Some(metadata) if metadata.name.contains("TOML") => file.display().to_string(),
-            Some(_) => "flags".to_owned(),
-            None => file.display().to_string(),
-        };
-        let key = if error.path.is_empty() { String::new() } else { format!("{}: ", error.path.join(".")) };
-        format!("{at}: {key}{}", error.kind)
-    });
-    lines.collect::<Vec<_>>().join("\n")
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const BROKER: &str =
-        "[broker]\nhost = \"broker.example\"\nca_file = \"ca\"\ncert_file = \"c\"\nkey_file = \"k\"\n";
-
-    fn read(text: &str) -> Result<Config, ConfigError> {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(file.path(), text).unwrap();
-        Config::read(file.path(), &Overrides::default())
-    }
-
-    fn refused(text: &str) -> String {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(file.path(), text).unwrap();
-        let error = Config::read(file.path(), &Overrides::default()).unwrap_err().to_string();
-        error.replace(&file.path().display().to_string(), "FILE")
-    }
-
-    #[test]
-    fn a_broker_is_all_that_must_be_said() {
-        let config = read(BROKER).unwrap();
-        assert_eq!(config.id().unwrap(), ConfiguredId::HashOfEk);
-        assert_eq!(config.topics().unwrap(), Topics::default());
-        assert_eq!(config.tpm().tcti, "device:/dev/tpmrm0");
-        assert_eq!((config.ima_log.as_ref(), config.uefi_log.as_ref()), (None, None));
-        assert_eq!(config.attester(7).enrol_again_after, Duration::from_secs(3600));
-    }
-
-    #[test]
-    fn everything_can_be_said() {
-        let config = read(&format!(
-            "id = \"gw-7\"\ntopic_prefix = \"site/a\"\nstate_dir = \"/s\"\nima_log = \"/i\"\nuefi_log = \"/u\"\n\
-             boot_id_file = \"/b\"\nboot_time_file = \"/t\"\nlongest_silence_seconds = 5\nfirst_retry_seconds = 1\n\
-             longest_retry_seconds = 2\nenrol_again_after_seconds = 3\npayload_bytes = 4096\nlog = \"debug\"\n\
-             [tpm]\ntcti = \"swtpm:host=127.0.0.1,port=2321\"\ncommand_timeout_seconds = 9\nek_handle = 0x81010001\n{BROKER}"
-        ))
-        .unwrap();
-        assert_eq!(config.id().unwrap(), ConfiguredId::Given("gw-7".parse().unwrap()));
-        assert_eq!(config.topics().unwrap().challenge(&"gw-7".parse().unwrap()), "site/a/gw-7/challenge");
-        assert_eq!(config.tpm().ek_handle, Some(0x8101_0001));
-        assert_eq!(config.attester(7).silence_cap, Duration::from_secs(5));
-    }
-
-    #[test]
-    fn a_mistake_is_named_with_key_file_and_remedy() {
-        for (text, words) in [
-            (format!("[tpm]\ntctl = \"x\"\n{BROKER}"), &["FILE", "tpm", "tctl", "tcti"][..]),
-            (format!("imalog = \"/x\"\n{BROKER}"), &["FILE", "imalog", "ima_log"]),
-            (format!("payload_bytes = \"big\"\n{BROKER}"), &["FILE", "payload_bytes", "big"]),
-            ("[broker]\nhost = \"h\"\n".to_owned(), &["FILE", "ca_file"]),
-            (format!("{BROKER}[tpm"), &["FILE"]),
-            (format!("id = \"a/b\"\n{BROKER}"), &["id", "a/b", "hash_ek"]),
-            (format!("topic_prefix = \"a/#\"\n{BROKER}"), &["topic_prefix", "a/#", "keylime/v1"]),
-            (format!("first_retry_seconds = 0\n{BROKER}"), &["first_retry_seconds", "between 1 and"]),
-        ] {
-            let error = refused(&text);
-            for word in words {
-                assert!(error.contains(word), "{word:?} is not in: {error}");
-            }
-        }
-    }
-
-    #[test]
-    fn the_example_that_is_shipped_says_what_the_defaults_are() {
-        const EXAMPLE: &str = include_str!("../agent.example.toml");
-        let shipped = read(EXAMPLE).unwrap();
-        let all: String = EXAMPLE
-            .lines()
-            .map(|line| line.strip_prefix("#").filter(|rest| !rest.starts_with(' ')).unwrap_or(line))
-            .flat_map(|line| [line, "\n"])
-            .collect();
-        let spelled_out = read(&all).unwrap();
-        assert_eq!(format!("{spelled_out:?}"), format!("{shipped:?}"));
-        assert_ne!(all, EXAMPLE);
-    }
-
-    #[test]
-    fn flags_win_over_the_file() {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(file.path(), format!("id = \"a\"\n[tpm]\ncommand_timeout_seconds = 9\n{BROKER}"))
-            .unwrap();
-        let overrides = Overrides {
-            id: Some("b".to_owned()),
-            tpm: Some(TpmOverrides { tcti: "swtpm".to_owned() }),
-            ..Overrides::default()
-        };
-        let config = Config::read(file.path(), &overrides).unwrap();
-        assert_eq!(config.id().unwrap(), ConfiguredId::Given("b".parse().unwrap()));
-        assert_eq!(config.tpm().tcti, "swtpm");
-        assert_eq!(config.tpm().command_timeout, Duration::from_secs(9), "the file's other keys stay");
-    }
-
-    #[test]
-    fn a_missing_file_is_named() {
-        let error =
-            Config::read(Path::new("/nonexistent.toml"), &Overrides::default()).unwrap_err().to_string();
-        assert!(error.contains("/nonexistent.toml") && error.contains("--config"), "{error}");
-    }
-}
+mod tests;

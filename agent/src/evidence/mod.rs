@@ -1,36 +1,44 @@
 //! Makes what the exchange asks for, from TPM, logs and state: the place where a message gets its contents.
 //!
 //! One piece of work at a time, on a thread of its own, so that neither a slow chip nor a long log delays the
-//! connection. What is decided here is only what the device alone can know: whether this is still the boot it described,
-//! and whether its TPM's clock may be shown to the verifier yet.
+//! connection. What is decided here is only what the device alone can know: whether this is still the boot it described
+//! ([`describe`]), whether its TPM's clock may be shown to the verifier yet and what of a quote the bridge holds already
+//! ([`collect`]), which values and lines a quote covers ([`explain`]), and how a log is cut into parts ([`parts`]).
 //!
 //! Invariants:
 //! - evidence never carries a clock that is not `safe` or not above the last one sent: Keylime fails such a quote for good;
 //! - the quote is made first and the IMA log read after it, so the log always covers the quoted PCR 10;
+//! - what is sent of PCRs and lines hashes to what the quote says, or is all there is;
 //! - the decrypted credential stays in this file; what leaves is an HMAC made with it.
+
+mod collect;
+mod describe;
+mod explain;
+mod parts;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use keylime_mqtt_schemas::AgentId;
+use keylime_mqtt_schemas::compact::Reference;
 use keylime_mqtt_schemas::exchange::attester::{Done, Work};
-use keylime_mqtt_schemas::messages::limits::{MAX_INLINE_IMA, MAX_TICKET};
+use keylime_mqtt_schemas::messages::limits::MAX_TICKET;
 use keylime_mqtt_schemas::messages::{
-    Activation, AkName, Blob, Bounded, Challenge, Digest, Enrol, Evidence, ImaSegment, LogKind, Need, Nonce,
-    NonceTag, NotYet, NotYetReason, PcrMask, Proof, Prove, Ready, Signed, State, Statement, TooLong,
+    Activation, AkName, Bounded, Digest, Enrol, Nonce, NotYet, NotYetReason, Proof, Prove, Signed, State,
+    Statement, TooLong,
 };
-use keylime_mqtt_schemas::statement::{boot_statement, evidence_statement};
+use keylime_mqtt_schemas::statement::evidence_statement;
 use ring::hmac;
 use zeroize::Zeroizing;
 
+use self::describe::Described;
+use self::explain::Known;
 use crate::logs::LogError;
-use crate::logs::boot::{BootRecord, BootSources};
-use crate::logs::ima::{Growth, ImaLog};
+use crate::logs::boot::BootSources;
+use crate::logs::ima::ImaLog;
 use crate::logs::uefi::UefiLog;
 use crate::store::{Store, StoreError};
-use crate::tpm::{Clock, Identity, Tpm, TpmError};
+use crate::tpm::{Identity, Tpm, TpmError};
 
-/// Size of one part of a log: with topic and frame it fits a payload of 15 KiB.
-const PART: usize = 12 * 1024;
 /// When asking again may help, for what heals by itself.
 const SOON: u32 = 10;
 /// The same, for what an operator has to look at.
@@ -82,8 +90,32 @@ pub struct Device {
     store: Store,
     /// Seconds between wakings, for a device that sleeps.
     sleep: Option<u32>,
+    reference: Option<Reference>,
+    /// Bytes of the packed UEFI log in one part.
+    uefi_part: usize,
     /// The boot described last, with its statement.
-    described: Option<(BootRecord, Signed)>,
+    described: Option<Described>,
+    /// Lines of the IMA log that the last `Ready` named.
+    announced: u64,
+    /// What the last evidence said.
+    known: Option<Known>,
+}
+
+/// What a device has besides its TPM, and how it speaks.
+#[derive(Debug)]
+pub struct Equipment {
+    /// Where boot id and time come from.
+    pub boot: BootSources,
+    /// The kernel's log.
+    pub ima: Option<ImaLog>,
+    /// The firmware's log.
+    pub uefi: Option<UefiLog>,
+    /// The file that this device and its bridge both have.
+    pub reference: Option<Reference>,
+    /// Seconds between wakings, for a device that sleeps.
+    pub sleep: Option<u32>,
+    /// Bytes that one MQTT payload may have.
+    pub payload_bytes: usize,
 }
 
 impl Device {
@@ -92,13 +124,27 @@ impl Device {
         id: AgentId,
         tpm: Tpm,
         identity: Identity,
-        boot: BootSources,
-        logs: (Option<ImaLog>, Option<UefiLog>),
+        equipment: Equipment,
         store: Store,
-        sleep: Option<u32>,
     ) -> Result<Self, StoreError> {
-        let (ima, uefi) = logs;
-        let mut device = Self { id, tpm, identity, boot, ima, uefi, store, sleep, described: None };
+        let Equipment { boot, ima, uefi, reference, sleep, payload_bytes } = equipment;
+        let uefi_part = parts::uefi_part(payload_bytes);
+        let (described, announced, known) = (None, 0, None);
+        let mut device = Self {
+            id,
+            tpm,
+            identity,
+            boot,
+            ima,
+            uefi,
+            store,
+            sleep,
+            reference,
+            uefi_part,
+            described,
+            announced,
+            known,
+        };
         device.keep_ak()?;
         Ok(device)
     }
@@ -137,8 +183,14 @@ impl Device {
             Work::Describe => Done::Described(self.describe().await?),
             Work::Activate { blob } => Done::Activated(self.activate(blob).await?),
             Work::Prove(prove) => Done::Proved(self.prove(prove).await?),
-            Work::Collect(challenge) => Done::Collected(self.collect(challenge).await?),
-            Work::Read(need) => Done::Read(self.read(need)?),
+            Work::Collect(challenge) => {
+                let (evidence, ima_end) = self.collect(challenge).await?;
+                Done::Collected { evidence, ima_end }
+            }
+            Work::Read(need) => {
+                let (blob, next) = self.read(need)?;
+                Done::Read { blob, next }
+            }
             Work::State { state, nonce, evidence, ima_end } => {
                 Done::Stated(self.state(state, nonce, evidence, *ima_end).await?)
             }
@@ -182,53 +234,6 @@ impl Device {
         })
     }
 
-    async fn describe(&mut self) -> Result<Ready, EvidenceError> {
-        let (boot, statement) = self.described_boot().await?;
-        let ima_entries = match &mut self.ima {
-            Some(log) => {
-                if log.refresh()? == Growth::Replaced {
-                    tracing::info!("the IMA log begins anew");
-                }
-                // The verifier refuses a log without entries; such a device attests without.
-                Some(log.entries()).filter(|entries| *entries > 0)
-            }
-            None => None,
-        };
-        let uefi = match &mut self.uefi {
-            Some(log) => Some(log.content(boot.marker)?.summary()),
-            None => None,
-        };
-        Ok(Ready {
-            boot: boot.marker,
-            boot_time: boot.time,
-            pcrs: PcrMask::ALL,
-            ak_public: bounded("AK", self.identity.ak_public.clone())?,
-            statement,
-            ima_entries,
-            uefi,
-            ticket: self.store.state().ticket.clone(),
-            sleep: self.sleep,
-        })
-    }
-
-    /// This boot with its statement, which is made once per boot.
-    async fn described_boot(&mut self) -> Result<(BootRecord, Signed), EvidenceError> {
-        let marker = self.boot.marker(self.tpm.clock().await?.reset_count)?;
-        if let Some(described) = self.described.as_ref().filter(|(boot, _)| boot.marker == marker) {
-            return Ok(described.clone());
-        }
-        let boot = self.boot.record(marker, self.store.state().boot)?;
-        self.store.update(|state| state.boot = Some(boot))?;
-        let statement = boot_statement(&self.id, &boot.marker, boot.time);
-        let quoted = self.tpm.quote(statement.as_bytes().to_vec(), 0).await?;
-        if self.boot.marker(quoted.clock.reset_count)? != marker {
-            return Err(EvidenceError::Rebooted);
-        }
-        let statement = signed(quoted.attest, quoted.signature)?;
-        tracing::info!(boot = ?boot.marker, boot_time = boot.time, reset_count = quoted.clock.reset_count, "this boot");
-        Ok(self.described.insert((boot, statement)).clone())
-    }
-
     async fn activate(&self, blob: &[u8]) -> Result<Activation, EvidenceError> {
         let credential = self.tpm.activate(blob.to_vec()).await?;
         // The registrar keys its HMAC with the text, not with the bytes (keylime, registrar_agent.py).
@@ -242,75 +247,6 @@ impl Device {
     async fn prove(&self, prove: &Prove) -> Result<Proof, EvidenceError> {
         let proof = self.tpm.certify_ak(*prove.nonce.as_bytes()).await?;
         Ok(Proof { tag: prove.nonce.tag(), signed: signed(proof.attest, proof.signature)? })
-    }
-
-    async fn collect(&mut self, challenge: &Challenge) -> Result<Evidence, EvidenceError> {
-        let mask = u32::from(challenge.pcrs);
-        let (quoted, values) = self.tpm.quote_with_pcrs(*challenge.nonce.as_bytes(), mask).await?;
-        let boot = self.boot.marker(quoted.clock.reset_count)?;
-        if boot != challenge.boot {
-            return Err(EvidenceError::Rebooted);
-        }
-        may_be_shown(quoted.clock, self.store.state().last_quote).map_err(EvidenceError::Clock)?;
-        let ima = match challenge.ima_offset {
-            Some(offset) => Some(self.ima_since(offset)?),
-            None => None,
-        };
-        let uefi = match &mut self.uefi {
-            Some(log) if challenge.uefi => Some(log.content(boot)?.summary().digest),
-            _ => None,
-        };
-        let evidence = Evidence {
-            tag: challenge.nonce.tag(),
-            quote: signed(quoted.attest, quoted.signature)?,
-            pcr_values: bounded("PCR values", values.concat())?,
-            ima,
-            uefi,
-        };
-        self.store.update(|state| state.last_quote = Some(quoted.clock))?;
-        Ok(evidence)
-    }
-
-    /// All lines from `offset` to the log's present end.
-    fn ima_since(&mut self, offset: u64) -> Result<ImaSegment, EvidenceError> {
-        let Some(log) = &mut self.ima else {
-            // The bridge offered a log that this device did not describe; an empty answer explains nothing.
-            return Ok(ImaSegment { offset, lines: Bounded::default() });
-        };
-        log.refresh()?;
-        let lines = log.lines(offset, u64::MAX, MAX_INLINE_IMA)?;
-        if lines.end < log.entries() {
-            return Err(EvidenceError::LogAhead { missing: lines.bytes.len() });
-        }
-        Ok(ImaSegment { offset, lines: bounded("IMA lines", lines.bytes)? })
-    }
-
-    fn read(&mut self, need: &Need) -> Result<Blob, EvidenceError> {
-        if self.described.as_ref().is_none_or(|(boot, _)| boot.marker != need.boot) {
-            return Err(EvidenceError::Rebooted);
-        }
-        let part = match need.log {
-            LogKind::Uefi => match &mut self.uefi {
-                Some(log) => {
-                    let wanted = usize::try_from(need.upto.saturating_sub(need.offset)).unwrap_or(PART);
-                    log.content(need.boot)?.part(need.offset, wanted.min(PART)).to_vec()
-                }
-                None => Vec::new(),
-            },
-            LogKind::Ima => match &mut self.ima {
-                Some(log) => {
-                    log.refresh()?;
-                    log.lines(need.offset.min(log.entries()), need.upto, PART)?.bytes
-                }
-                None => Vec::new(),
-            },
-        };
-        Ok(Blob {
-            log: need.log,
-            boot: need.boot,
-            offset: need.offset,
-            part: bounded("part of a log", part)?,
-        })
     }
 
     async fn state(
@@ -329,15 +265,6 @@ impl Device {
         Ok(Statement { tag: state.tag, signed: signed(quoted.attest, quoted.signature)? })
     }
 
-    /// Why there is no evidence yet, and when it may help to ask again.
-    async fn not_before(&self, tag: NonceTag, reason: NotYetReason) -> NotYet {
-        let behind = match (self.tpm.clock().await, self.store.state().last_quote) {
-            (Ok(now), Some(last)) => last.clock_ms.saturating_sub(now.clock_ms) / 1000,
-            _ => 0,
-        };
-        NotYet { tag, reason, seconds: u32::try_from(behind).unwrap_or(u32::MAX).max(SOON) }
-    }
-
     fn keep_ak(&mut self) -> Result<(), StoreError> {
         let ak = self.identity.saved_ak.clone();
         self.store.update(|state| {
@@ -351,41 +278,10 @@ impl Device {
     }
 }
 
-/// TPM 2.0 Part 1, 36.3: after an unorderly stop the clock starts from a value kept earlier, and is `safe` only once it has
-/// passed all it can have shown. Keylime demands `safe` and a growing clock.
-fn may_be_shown(clock: Clock, last: Option<Clock>) -> Result<(), NotYetReason> {
-    if !clock.safe {
-        return Err(NotYetReason::ClockNotSafe);
-    }
-    if last.is_some_and(|last| clock.clock_ms <= last.clock_ms) {
-        return Err(NotYetReason::ClockBehind);
-    }
-    Ok(())
-}
-
 fn signed(attest: Vec<u8>, signature: Vec<u8>) -> Result<Signed, EvidenceError> {
     Ok(Signed { attest: bounded("TPMS_ATTEST", attest)?, signature: bounded("signature", signature)? })
 }
 
 fn bounded<const MAX: usize>(what: &'static str, bytes: Vec<u8>) -> Result<Bounded<MAX>, EvidenceError> {
     bytes.try_into().map_err(|source| EvidenceError::TooLong { what, source })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const fn clock(clock_ms: u64, safe: bool) -> Clock {
-        Clock { clock_ms, reset_count: 1, restart_count: 0, safe }
-    }
-
-    #[test]
-    fn only_a_safe_clock_above_the_last_one_shown_may_be_shown() {
-        let last = Some(clock(1000, true));
-        assert_eq!(may_be_shown(clock(1001, true), last), Ok(()));
-        assert_eq!(may_be_shown(clock(1, true), None), Ok(()));
-        assert_eq!(may_be_shown(clock(1000, true), last), Err(NotYetReason::ClockBehind));
-        assert_eq!(may_be_shown(clock(2000, false), last), Err(NotYetReason::ClockNotSafe));
-        assert_eq!(may_be_shown(clock(2000, false), None), Err(NotYetReason::ClockNotSafe));
-    }
 }

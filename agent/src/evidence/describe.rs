@@ -1,0 +1,72 @@
+//! What a `Ready` says: this boot, bound by a statement that is signed once per boot, and the logs there are.
+
+use keylime_mqtt_schemas::compact::Reference;
+use keylime_mqtt_schemas::messages::{PcrMask, Ready, Signed, UefiLog};
+use keylime_mqtt_schemas::statement::boot_statement;
+
+use super::{Device, EvidenceError, bounded, signed};
+use crate::logs::boot::BootRecord;
+use crate::logs::ima::Growth;
+
+/// One boot as the bridge was told of it.
+#[derive(Debug, Clone)]
+pub(super) struct Described {
+    pub(super) boot: BootRecord,
+    statement: Signed,
+    uefi: Option<UefiLog>,
+    /// In the statement's clock; a brief quote names its own only when it is another.
+    pub(super) restart_count: u32,
+}
+
+impl Device {
+    pub(super) async fn describe(&mut self) -> Result<Ready, EvidenceError> {
+        let Described { boot, statement, uefi, .. } = self.described_boot().await?;
+        let ima_entries = match &mut self.ima {
+            Some(log) => {
+                if log.refresh()? == Growth::Replaced {
+                    tracing::info!("the IMA log begins anew");
+                    self.known = None;
+                }
+                self.announced = log.entries();
+                // The verifier refuses a log without entries; such a device attests without.
+                Some(log.entries()).filter(|entries| *entries > 0)
+            }
+            None => None,
+        };
+        Ok(Ready {
+            boot: boot.marker,
+            boot_time: boot.time,
+            pcrs: PcrMask::ALL,
+            ak_public: bounded("AK", self.identity.ak_public.clone())?,
+            statement,
+            ima_entries,
+            uefi,
+            ticket: self.store.state().ticket.clone(),
+            sleep: self.sleep,
+            reference: self.reference.as_ref().map(Reference::digest),
+        })
+    }
+
+    /// This boot with its statement, which is made once per boot.
+    async fn described_boot(&mut self) -> Result<Described, EvidenceError> {
+        let marker = self.boot.marker(self.tpm.clock().await?.reset_count)?;
+        if let Some(described) = self.described.as_ref().filter(|described| described.boot.marker == marker) {
+            return Ok(described.clone());
+        }
+        let boot = self.boot.record(marker, self.store.state().boot)?;
+        self.store.update(|state| state.boot = Some(boot))?;
+        let uefi = match &mut self.uefi {
+            Some(log) => Some(log.summary(marker)?),
+            None => None,
+        };
+        let statement = boot_statement(&self.id, &boot.marker, boot.time, uefi.as_ref());
+        let quoted = self.tpm.quote(statement.as_bytes().to_vec(), 0).await?;
+        if self.boot.marker(quoted.clock.reset_count)? != marker {
+            return Err(EvidenceError::Rebooted);
+        }
+        let restart_count = quoted.clock.restart_count;
+        let statement = signed(quoted.attest, quoted.signature)?;
+        tracing::info!(boot = ?boot.marker, boot_time = boot.time, reset_count = quoted.clock.reset_count, "this boot");
+        Ok(self.described.insert(Described { boot, statement, uefi, restart_count }).clone())
+    }
+}
