@@ -35,7 +35,9 @@ pub(crate) const SHUTDOWN_LIMIT: Duration = Duration::from_secs(10);
 /// Delivery promise between this client and the broker. There is no exactly-once: many brokers lack it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Qos {
-    /// Sent once; lost with the connection.
+    /// Sent once, on the connection there is or the next one, and not acknowledged: whoever sends it repeats it when
+    /// no answer comes. What was written to a connection that is dead already is lost, and that it is dead is seen at
+    /// the latest by two keep-alive intervals without a ping's answer.
     AtMostOnce,
     /// Sent again until the broker acknowledged it; may arrive twice.
     AtLeastOnce,

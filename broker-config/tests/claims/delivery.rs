@@ -33,6 +33,24 @@ async fn shutdown_sends_what_is_queued_and_leaves_no_will() {
 }
 
 #[tokio::test]
+async fn messages_without_acknowledgement_are_all_sent_before_the_end() {
+    let pki = Pki::new();
+    let broker = Mosquitto::open(&pki);
+    let mut reader = Client::connected(pki.client("reader", broker.port, ""), "reader", &["t"]).await;
+    // queued before there is a connection
+    let mut sender = Client::start(pki.client("sender", broker.port, ""), "sender", &[]);
+    let sent: Vec<Vec<u8>> = (0..20_u8).map(|number| vec![number; 100]).collect();
+    for payload in &sent {
+        sender.link.publish("t", payload.clone(), Qos::AtMostOnce, false).unwrap();
+    }
+    sender.is_connected().await;
+    sender.link.clone().shutdown().await;
+    for payload in sent {
+        assert_eq!(reader.message().await.1, payload);
+    }
+}
+
+#[tokio::test]
 async fn a_connection_that_vanishes_leaves_its_will() {
     let pki = Pki::new();
     let broker = Mosquitto::open(&pki);

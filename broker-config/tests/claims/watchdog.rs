@@ -57,3 +57,19 @@ async fn an_idle_connection_into_a_black_hole_is_noticed_and_replaced() {
     client.is_connected().await;
     client.round_trip("t").await;
 }
+
+#[tokio::test]
+async fn messages_without_acknowledgement_do_not_hide_that_the_connection_is_dead() {
+    let pki = Pki::new();
+    let broker = Mosquitto::open(&pki);
+    let relay = Relay::to(broker.port);
+    let settings = pki.client("client", relay.port, "keep_alive_seconds = 5\nack_timeout_seconds = 600");
+    let mut client = Client::connected(settings, "client", &["t"]).await;
+    client.round_trip("t").await;
+    relay.swallow();
+    client.link.publish("t", b"lost".to_vec(), Qos::AtMostOnce, false).unwrap();
+    let reason = client.loss().await;
+    assert!(reason.contains("hangs"), "{reason}");
+    // sent once: the next connection knows nothing of it
+    client.round_trip("t").await;
+}
