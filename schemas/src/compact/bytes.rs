@@ -84,6 +84,10 @@ impl Restored {
         Self { bytes: Vec::new(), limit }
     }
 
+    pub(super) fn limit(&self) -> usize {
+        self.limit
+    }
+
     pub(super) fn push(&mut self, bytes: &[u8]) -> Result<(), CompactError> {
         let needed = self.bytes.len() + bytes.len();
         if needed > self.limit {

@@ -13,12 +13,18 @@ const LEVEL: i32 = 19;
 const LARGE: usize = 256 * 1024;
 /// For what is large.
 const LARGE_LEVEL: i32 = 9;
+/// So far back it looks (a power of two, in bytes), which bounds its tables.
+const LARGE_WINDOW: u32 = 18;
 
 /// The frame, or nothing when it would not be smaller than the bytes themselves.
 pub(super) fn compress(bytes: &[u8], prefix: &[u8]) -> Option<Vec<u8>> {
     let mut context = CCtx::try_create()?;
-    let level = if bytes.len() + prefix.len() > LARGE { LARGE_LEVEL } else { LEVEL };
-    context.set_parameter(CParameter::CompressionLevel(level)).ok()?;
+    if bytes.len() + prefix.len() > LARGE {
+        context.set_parameter(CParameter::CompressionLevel(LARGE_LEVEL)).ok()?;
+        context.set_parameter(CParameter::WindowLog(LARGE_WINDOW)).ok()?;
+    } else {
+        context.set_parameter(CParameter::CompressionLevel(LEVEL)).ok()?;
+    }
     context.set_parameter(CParameter::ChecksumFlag(false)).ok()?;
     context.set_parameter(CParameter::DictIdFlag(false)).ok()?;
     context.ref_prefix(prefix).ok()?;

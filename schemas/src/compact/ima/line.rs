@@ -217,9 +217,19 @@ impl<'a> Parsed<'a> {
     }
 }
 
-/// Digest and path of an entry that measured a file; nothing for violations and what is not such an entry.
-pub(in crate::compact) fn measured(entry: &[u8]) -> Option<(Vec<u8>, &[u8])> {
-    let parsed = Parsed::parse(entry)?;
-    let digest = parsed.fields().digest.to_vec();
-    (!parsed.violation).then_some((digest, parsed.name))
+/// What an entry says of a file it measured.
+pub(in crate::compact) struct Measured<'a> {
+    pub(in crate::compact) digest: Vec<u8>,
+    pub(in crate::compact) name: &'a [u8],
+    pub(in crate::compact) signature: Vec<u8>,
+}
+
+impl<'a> Measured<'a> {
+    /// Nothing for violations and what is no such entry.
+    pub(in crate::compact) fn of(entry: &'a [u8]) -> Option<Self> {
+        let parsed = Parsed::parse(entry).filter(|parsed| !parsed.violation)?;
+        let digest = parsed.fields().digest.to_vec();
+        let signature = if parsed.shape.is_signed() { parsed.last } else { Vec::new() };
+        Some(Self { digest, name: parsed.name, signature })
+    }
 }

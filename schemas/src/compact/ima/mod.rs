@@ -12,7 +12,7 @@ mod line;
 mod pack;
 mod unpack;
 
-pub(super) use line::measured;
+pub(super) use line::Measured;
 pub use pack::pack_ima;
 pub use unpack::unpack_ima;
 
@@ -30,6 +30,9 @@ const REFERENCED: u8 = 4;
 /// Of a signature so much is compressed: type, version, hash, key id and size are alike in all of one signer
 /// (Linux `security/integrity/integrity.h`, struct signature_v2_hdr). The rest is as random as a digest.
 const SIGNATURE_HEADER: usize = 9;
+
+/// In place of a signature's length plus one: it is the reference's.
+const AS_KNOWN: u64 = 0;
 
 /// What names in such logs are made of, the likeliest last.
 const NAMES: &[u8] = include_bytes!("names.txt");

@@ -1,7 +1,7 @@
 //! Lines into columns.
 
 use super::line::{Kind, Parsed, Source};
-use super::{COLUMNS, NAMES, PLAIN, REFERENCED, SIGNATURE_HEADER, SQUEEZED, SQUEEZED_COLUMNS};
+use super::{AS_KNOWN, COLUMNS, NAMES, PLAIN, REFERENCED, SIGNATURE_HEADER, SQUEEZED, SQUEEZED_COLUMNS};
 use crate::compact::Reference;
 use crate::compact::bytes::{Restored, push_number, push_signed};
 use crate::compact::frame;
@@ -66,10 +66,15 @@ impl Columns {
 
     fn line(&mut self, parsed: &Parsed, reference: Option<&Reference>, seen: &mut HashMap<Vec<u8>, u64>) {
         let fields = parsed.fields();
-        let known = || reference?.find(fields.digest, fields.name, self.expected);
+        let known = || {
+            let number = reference?.find(fields.digest, fields.name, self.expected)?;
+            Some((number, reference?.at(number)?))
+        };
+        let mut signature_known = false;
         let source = if parsed.violation {
             Source::Violation
-        } else if let Some(number) = known() {
+        } else if let Some((number, entry)) = known() {
+            signature_known = entry.signature == fields.last;
             push_signed(&mut self.numbers, distance(number, self.expected));
             self.expected = number + 1;
             self.known += 1;
@@ -90,8 +95,13 @@ impl Columns {
             self.texts.extend_from_slice(fields.name);
             self.texts.push(b'\n');
         }
-        if parsed.shape.has_last() {
-            push_number(&mut self.numbers, fields.last.len() as u64);
+        if !parsed.shape.has_last() {
+            return;
+        }
+        if signature_known {
+            push_number(&mut self.numbers, AS_KNOWN);
+        } else {
+            push_number(&mut self.numbers, fields.last.len() as u64 + 1);
             let header = if parsed.shape.is_signed() { SIGNATURE_HEADER } else { usize::MAX };
             let (header, rest) = fields.last.split_at_checked(header).unwrap_or((fields.last, &[]));
             self.numbers.extend_from_slice(header);

@@ -1,9 +1,10 @@
 //! Columns into lines.
 
 use super::line::{Fields, Kind, Shape, Source};
-use super::{COLUMNS, NAMES, PLAIN, REFERENCED, SIGNATURE_HEADER, SQUEEZED, SQUEEZED_COLUMNS};
+use super::{AS_KNOWN, COLUMNS, NAMES, PLAIN, REFERENCED, SIGNATURE_HEADER, SQUEEZED, SQUEEZED_COLUMNS};
 use crate::compact::bytes::{Reader, Restored};
 use crate::compact::frame;
+use crate::compact::reference::Entry;
 use crate::compact::{CompactError, Reference};
 
 /// What [`pack_ima`](super::pack_ima) was given, if that is at most `limit` bytes.
@@ -66,8 +67,10 @@ fn columns(
     let mut rest = Rest { texts, numbers, random: packed, reference, expected: 0, seen: Vec::new() };
     let mut out = Restored::new(limit);
     for run in runs {
-        for _ in 0..run.1 {
-            match run.0 {
+        let (kind, count) = run?;
+        // each line is a byte at least, so the limit ends this
+        for _ in 0..count {
+            match kind {
                 Kind::Text => {
                     out.push(rest.texts.line()?)?;
                     out.push(b"\n")?;
@@ -81,23 +84,38 @@ fn columns(
     Ok(out.bytes)
 }
 
-type Runs = Vec<(Kind, u64)>;
+/// Kinds with how many lines in a row have them.
+struct Runs<'a> {
+    left: usize,
+    rest: Reader<'a>,
+}
 
-/// Kinds with how many lines in a row have them, texts, numbers: how many texts there are follows from the kinds.
-fn split(stream: &[u8]) -> Result<(Runs, Reader<'_>, Reader<'_>), CompactError> {
+impl Iterator for Runs<'_> {
+    type Item = Result<(Kind, u64), CompactError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.left = self.left.checked_sub(1)?;
+        let mut run = || Ok((Kind::from_number(self.rest.number()?)?, self.rest.number()?));
+        Some(run())
+    }
+}
+
+/// Runs, texts, numbers: how many texts there are follows from the runs.
+fn split(stream: &[u8]) -> Result<(Runs<'_>, Reader<'_>, Reader<'_>), CompactError> {
     let mut rest = Reader(stream);
-    let count = rest.size()?;
-    // a run has two bytes at least
-    let mut runs = Vec::with_capacity(count.min(rest.0.len() / 2));
+    let left = rest.size()?;
+    let first = rest;
+    let mut runs = Runs { left, rest };
     let mut with_text = 0u64;
-    for _ in 0..count {
-        let (kind, count) = (Kind::from_number(rest.number()?)?, rest.number()?);
+    for run in &mut runs {
+        let (kind, count) = run?;
         if !matches!(kind, Kind::Fields { source: Source::Known, .. }) {
             with_text = with_text.saturating_add(count);
         }
-        runs.push((kind, count));
     }
-    let texts = rest;
+    let texts = runs.rest;
+    let runs = Runs { left, rest: first };
+    let mut rest = texts;
     for _ in 0..with_text {
         rest.line()?;
     }
@@ -109,8 +127,13 @@ impl<'a> Rest<'a> {
     fn line(&mut self, out: &mut Restored, source: Source, shape: Shape) -> Result<(), CompactError> {
         const ZEROS: [u8; 64] = [0; 64];
         let size = shape.digest_size();
+        let mut known = None;
         let (digest, name) = match source {
-            Source::Known => self.known(size)?,
+            Source::Known => {
+                let entry = self.known(size)?;
+                known = Some(entry.signature);
+                (entry.digest, entry.path)
+            }
             Source::New => {
                 let digest = self.random.take(size)?;
                 self.seen.push(digest);
@@ -119,19 +142,20 @@ impl<'a> Rest<'a> {
             Source::Repeated => (self.repeated(size)?, self.texts.line()?),
             Source::Violation => (ZEROS.get(..size).unwrap_or_default(), self.texts.line()?),
         };
-        let (header, signature) = if shape.has_last() { self.last(shape)? } else { Default::default() };
+        let (header, signature) =
+            if shape.has_last() { self.last(shape, known)? } else { Default::default() };
         let last = [header, signature].concat();
         shape.render(out, source, &Fields { digest, name, last: &last })
     }
 
-    fn known(&mut self, size: usize) -> Result<(&'a [u8], &'a [u8]), CompactError> {
+    fn known(&mut self, size: usize) -> Result<Entry<'a>, CompactError> {
         const BEYOND: CompactError = CompactError::Malformed("an entry that the reference does not have");
         let reference = self.reference.ok_or(BEYOND)?;
         let step = isize::try_from(self.numbers.signed()?).map_err(|_| BEYOND)?;
         let number = self.expected.checked_add_signed(step).ok_or(BEYOND)?;
-        let (digest, name) = reference.at(number).ok_or(BEYOND)?;
+        let entry = reference.at(number).ok_or(BEYOND)?;
         self.expected = number + 1;
-        if digest.len() == size { Ok((digest, name)) } else { Err(BEYOND) }
+        if entry.digest.len() == size { Ok(entry) } else { Err(BEYOND) }
     }
 
     fn repeated(&mut self, size: usize) -> Result<&'a [u8], CompactError> {
@@ -143,8 +167,14 @@ impl<'a> Rest<'a> {
             .ok_or(CompactError::Malformed("a digest that did not stand there before"))
     }
 
-    fn last(&mut self, shape: Shape) -> Result<(&'a [u8], &'a [u8]), CompactError> {
-        let size = self.numbers.size()?;
+    /// Signature or buffer: what was compressed of it, and the rest.
+    fn last(&mut self, shape: Shape, known: Option<&'a [u8]>) -> Result<(&'a [u8], &'a [u8]), CompactError> {
+        const UNKNOWN: CompactError = CompactError::Malformed("a signature that the reference does not have");
+        let number = self.numbers.number()?;
+        if number == AS_KNOWN {
+            return Ok((&[], known.ok_or(UNKNOWN)?));
+        }
+        let size = usize::try_from(number - 1).map_err(|_| UNKNOWN)?;
         let header = if shape.is_signed() { size.min(SIGNATURE_HEADER) } else { size };
         Ok((self.numbers.take(header)?, self.random.take(size - header)?))
     }

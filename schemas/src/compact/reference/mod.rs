@@ -4,14 +4,15 @@
 //! one and does nothing else: what is wrong in it cannot make a log pass.
 //!
 //! ```text
-//! "keylime-mqtt-reference 1\n"  number of entries  { digest length (1 byte)  digest  path length  path } *
-//! length of the UEFI log  the UEFI log, empty if none          (numbers are LEB128)
+//! "keylime-mqtt-reference 1\n"
+//! number of entries  { digest length, digest  path length, path  signature length, signature } *
+//! length of the UEFI log, the UEFI log                            (numbers are LEB128)
 //! ```
 
 mod build;
 
 use super::CompactError;
-use super::bytes::Reader;
+use super::bytes::{Reader, push_number};
 use crate::messages::Digest;
 
 pub use build::ReferenceBuilder;
@@ -26,6 +27,8 @@ const NUMBER_BITS: u32 = 21;
 const MAX_PATH: usize = 4096;
 /// Digests are those of the hash algorithms IMA has: MD5 to SHA-512.
 const DIGEST_SIZES: std::ops::RangeInclusive<usize> = 16..=64;
+/// Longest signature, in bytes: RSA-8192 with its header.
+const MAX_SIGNATURE: usize = 1100;
 /// Largest UEFI log, in bytes.
 const MAX_UEFI: usize = 1024 * 1024;
 
@@ -80,17 +83,17 @@ impl Reference {
         if count > MAX_ENTRIES {
             return Err(ReferenceError::TooLarge);
         }
-        // an entry has 18 bytes at least, so this is in proportion to the file
-        let possible = count.min(rest.0.len());
+        // an entry has a digest at least, so this is in proportion to the file
+        let possible = count.min(rest.0.len() / DIGEST_SIZES.start());
         let (mut starts, mut index) = (Vec::with_capacity(possible), Vec::with_capacity(possible));
         for number in 0..count {
             let start = u32::try_from(file.len() - rest.0.len()).map_err(|_| ReferenceError::TooLarge)?;
-            let (digest, path) = entry(&mut rest)?;
-            if !DIGEST_SIZES.contains(&digest.len()) || path.len() > MAX_PATH || path.contains(&b'\n') {
+            let entry = Entry::read(&mut rest)?;
+            if !entry.is_sayable() {
                 return Err(ReferenceError::Malformed);
             }
             starts.push(start);
-            index.push(key(digest, path) | number as u64);
+            index.push(entry.key() | number as u64);
         }
         let size = rest.size()?;
         let uefi = file.len() - rest.0.len()..file.len();
@@ -126,9 +129,10 @@ impl Reference {
         [a, b]
     }
 
-    /// The number of an entry; of several equal ones, the first at or after `expected`.
+    /// The number of the entry with this digest and path; of several, the first at or after `expected`.
     pub(super) fn find(&self, digest: &[u8], path: &[u8], expected: usize) -> Option<usize> {
-        let key = key(digest, path);
+        let is_it = |entry: Entry| entry.digest == digest && entry.path == path;
+        let key = Entry { digest, path, signature: &[] }.key();
         let start = self.index.partition_point(|other| *other < key);
         let mask = (1 << NUMBER_BITS) - 1;
         let mut same = self
@@ -137,15 +141,14 @@ impl Reference {
             .iter()
             .take_while(|other| **other & !mask == key)
             .filter_map(|other| usize::try_from(other & mask).ok())
-            .filter(|number| self.at(*number) == Some((digest, path)));
+            .filter(|number| self.at(*number).is_some_and(is_it));
         let first = same.next()?;
         if first >= expected { Some(first) } else { same.find(|number| *number >= expected).or(Some(first)) }
     }
 
-    /// Digest and path of an entry.
-    pub(super) fn at(&self, number: usize) -> Option<(&[u8], &[u8])> {
+    pub(super) fn at(&self, number: usize) -> Option<Entry<'_>> {
         let start = usize::try_from(*self.starts.get(number)?).ok()?;
-        entry(&mut Reader(self.file.get(start..)?)).ok()
+        Entry::read(&mut Reader(self.file.get(start..)?)).ok()
     }
 }
 
@@ -159,18 +162,46 @@ impl std::fmt::Debug for Reference {
     }
 }
 
-fn entry<'a>(rest: &mut Reader<'a>) -> Result<(&'a [u8], &'a [u8]), CompactError> {
-    let size = usize::from(rest.byte()?);
-    let digest = rest.take(size)?;
-    let size = rest.size()?;
-    Ok((digest, rest.take(size)?))
+/// A file that is known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct Entry<'a> {
+    pub(super) digest: &'a [u8],
+    pub(super) path: &'a [u8],
+    /// What `ima-sig` says of it; empty if that is not known
+    pub(super) signature: &'a [u8],
 }
 
-/// FNV-1a over digest and path, without the bits that an entry's number takes. Only for finding: what is found is compared.
-fn key(digest: &[u8], path: &[u8]) -> u64 {
-    let mut hash = 0xcbf2_9ce4_8422_2325_u64;
-    for byte in digest.iter().chain(path) {
-        hash = (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
+impl<'a> Entry<'a> {
+    fn read(rest: &mut Reader<'a>) -> Result<Self, CompactError> {
+        let mut field = || {
+            let size = rest.size()?;
+            rest.take(size)
+        };
+        Ok(Self { digest: field()?, path: field()?, signature: field()? })
     }
-    hash << NUMBER_BITS
+
+    fn write(&self, file: &mut Vec<u8>) {
+        for field in [self.digest, self.path, self.signature] {
+            push_number(file, field.len() as u64);
+            file.extend_from_slice(field);
+        }
+    }
+
+    /// Whether a line of a log can say it.
+    fn is_sayable(&self) -> bool {
+        DIGEST_SIZES.contains(&self.digest.len())
+            && self.path.len() <= MAX_PATH
+            && !self.path.contains(&b'\n')
+            && self.signature.len() <= MAX_SIGNATURE
+    }
+
+    /// FNV-1a over digest and path, without the bits that an entry's number takes. Only for finding: what is found is
+    /// compared.
+    fn key(&self) -> u64 {
+        let mut hash = 0xcbf2_9ce4_8422_2325_u64;
+        for byte in self.digest.iter().chain(self.path) {
+            hash = (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
+        }
+        hash << NUMBER_BITS
+    }
 }
