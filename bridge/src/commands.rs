@@ -62,8 +62,17 @@ enum Command {
 }
 
 #[derive(Debug, Args)]
-#[group(id = "inputs", required = true, multiple = true, args = ["policy", "ima", "uefi"])]
 struct ReferenceArguments {
+    #[command(flatten)]
+    inputs: ReferenceInputs,
+    /// Where to write the reference
+    #[arg(short, long, value_name = "FILE")]
+    output: PathBuf,
+}
+
+#[derive(Debug, Args)]
+#[group(required = true, multiple = true)]
+struct ReferenceInputs {
     /// Runtime policy (JSON) as keylime-policy or keylime_tenant take it: all files that it allows
     #[arg(long, value_name = "FILE")]
     policy: Option<PathBuf>,
@@ -73,9 +82,6 @@ struct ReferenceArguments {
     /// UEFI log of a golden machine, a copy of /sys/kernel/security/tpm0/binary_bios_measurements
     #[arg(long, value_name = "FILE")]
     uefi: Option<PathBuf>,
-    /// Where to write the reference
-    #[arg(short, long, value_name = "FILE")]
-    output: PathBuf,
 }
 
 impl Cli {
@@ -85,7 +91,7 @@ impl Cli {
     /// Whatever an operator has to know.
     pub async fn execute(self) -> anyhow::Result<()> {
         if let Command::Reference(arguments) = self.command {
-            let ReferenceArguments { policy, ima, uefi, output } = arguments;
+            let ReferenceArguments { inputs: ReferenceInputs { policy, ima, uefi }, output } = arguments;
             let made = make_reference(&Sources { policy, ima, uefi }, &output)?;
             return Ok(say(&what_next(&made, &output))?);
         }

@@ -178,11 +178,7 @@ async fn a_device_that_shows_up_at_a_bridge_without_memory_is_asked_to_speak() {
     let device = Device::new("gateway-1");
     let present = codec::encode(&Presence { online: true }).unwrap();
     world.message(&world.topics.presence(&device.id), present).await;
-    let reason = world.question(&device.id, "Later", |question| match question {
-        Question::Later(later) => Some(later.reason),
-        _ => None,
-    });
-    assert_eq!(reason.await, LaterReason::Again);
+    assert_eq!(world.later(&device.id).await, LaterReason::Again);
     device.passes(&world).await;
 }
 

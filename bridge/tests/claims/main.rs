@@ -16,6 +16,20 @@ mod fixtures;
 mod fleet;
 mod hostile_bytes;
 mod keylime_answers;
+mod lean;
+mod logs;
 mod restored_evidence;
 mod scripted;
+mod uefi_cache;
+mod unfit_logs;
 mod world;
+
+/// Waits for what another thread does; a test that waits for what never comes fails
+async fn eventually(holds: impl Fn() -> bool) {
+    let wait = async {
+        while !holds() {
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+    };
+    assert!(tokio::time::timeout(world::PATIENCE, wait).await.is_ok(), "it never came to be");
+}

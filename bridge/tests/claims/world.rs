@@ -8,8 +8,8 @@ use keylime_mqtt_broker_config::LinkEvent;
 use keylime_mqtt_schemas::AgentId;
 use keylime_mqtt_schemas::exchange::Delivery;
 use keylime_mqtt_schemas::messages::{
-    self, AttestationResult, BootMarker, Evidence, Nonce, PcrMask, PcrValues, Proof, Question, Ready, Signed,
-    Up, Verdict,
+    self, AttestationResult, BootMarker, Evidence, LaterReason, Nonce, PcrMask, PcrValues, Proof, Question,
+    Ready, Signed, Up, Verdict,
 };
 use keylime_mqtt_schemas::statement::boot_statement;
 use keylime_mqtt_schemas::topics::{Topic, Topics};
@@ -178,6 +178,15 @@ impl World {
         .await
     }
 
+    /// The device is told to come again, and why
+    pub async fn later(&self, id: &AgentId) -> LaterReason {
+        let reason = self.question(id, "Later", |question| match question {
+            Question::Later(later) => Some(later.reason),
+            _ => None,
+        });
+        reason.await
+    }
+
     pub async fn result(&self, id: &AgentId, verdict: Verdict) -> AttestationResult {
         self.next(&format!("{verdict:?} of {id}"), |topic, payload| match topic {
             Topic::Result(of) if of == id => {
@@ -193,6 +202,21 @@ impl World {
         let (request, snapshot) = oneshot::channel();
         self.requests.send(request).await.unwrap();
         tokio::time::timeout(PATIENCE, snapshot).await.unwrap().unwrap()
+    }
+
+    /// Waits until something of this kind was refused for this reason
+    pub async fn refused(&self, kind: &str, why: &str) {
+        let mut last = Vec::new();
+        let wait = async {
+            while !last
+                .iter()
+                .any(|(of, reason, _): &(String, String, u64)| of == kind && reason.contains(why))
+            {
+                last = self.snapshot().await.refused;
+            }
+        };
+        let seen = tokio::time::timeout(PATIENCE, wait).await.is_ok();
+        assert!(seen, "{kind}, {why}: {last:?}");
     }
 
     pub fn requests_like(&self, start: &str) -> usize {
