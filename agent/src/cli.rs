@@ -70,7 +70,13 @@ enum Command {
         #[arg(long, default_value_t = 300, value_name = "SECONDS", requires = "sleeping")]
         deadline: u64,
         /// With --once: seconds until the next run, so that the bridge knows when to expect it; 0: at no fixed time.
-        #[arg(long, default_value_t = 0, value_name = "SECONDS", requires = "once")]
+        #[arg(
+            long,
+            default_value_t = 0,
+            value_name = "SECONDS",
+            requires = "once",
+            conflicts_with = "every"
+        )]
         sleep: u32,
     },
     /// Check configuration, certificates, logs and state, without touching TPM or broker.

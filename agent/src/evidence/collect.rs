@@ -43,7 +43,7 @@ impl Device {
             Some(brief) => (Quote::Brief(brief), self.values_missing(challenge, &explained, lines.lead)),
             None => (Quote::Full(signed(quoted.attest, quoted.signature)?), Some(explained.values.clone())),
         };
-        self.store.update(|state| state.last_quote = Some(quoted.clock))?;
+        self.store.show_clock(quoted.clock)?;
         let entries = self.ima.as_ref().map(crate::logs::ima::ImaLog::entries);
         if let Some(known) = &mut self.known {
             known.remember(&explained, entries);

@@ -56,18 +56,17 @@ impl UefiLog {
     /// Also when the file is not what [`Self::summary`] said of it.
     pub fn packed(&mut self, boot: BootMarker, reference: Option<&Reference>) -> Result<&[u8], LogError> {
         let named = reference.map(Reference::digest);
-        let packed =
-            match self.packed.take().filter(|packed| packed.boot == boot && packed.reference == named) {
-                Some(packed) => packed,
-                None => {
-                    let announced = self.summary(boot)?;
-                    let (found, bytes) = self.load()?;
-                    if found != announced {
-                        return Err(LogError::Changed { key: KEY, path: self.path.clone() });
-                    }
-                    Packed { boot, reference: named, bytes: pack_uefi(&bytes, reference) }
-                }
-            };
+        let kept = self.packed.take().filter(|packed| packed.boot == boot && packed.reference == named);
+        let packed = if let Some(packed) = kept {
+            packed
+        } else {
+            let announced = self.summary(boot)?;
+            let (found, bytes) = self.load()?;
+            if found != announced {
+                return Err(LogError::Changed { key: KEY, path: self.path.clone() });
+            }
+            Packed { boot, reference: named, bytes: pack_uefi(&bytes, reference) }
+        };
         Ok(&self.packed.insert(packed).bytes)
     }
 

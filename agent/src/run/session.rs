@@ -12,12 +12,13 @@ use keylime_mqtt_schemas::AgentId;
 use keylime_mqtt_schemas::codec::encode;
 use keylime_mqtt_schemas::exchange::attester::{Done, Input, Output, Report, Settings};
 use keylime_mqtt_schemas::exchange::{Attester, Delivery};
-use keylime_mqtt_schemas::messages::{LaterReason, Outcome as Verdict, Presence, RefusedReason, Up};
+use keylime_mqtt_schemas::messages::{LaterReason, Presence, Up};
 use keylime_mqtt_schemas::topics::{Topics, Via};
 use keylime_mqtt_schemas::wire::{pack_up, unpack_down};
 use tokio::time::{Instant, MissedTickBehavior};
 
 use super::ending::Ending;
+use super::said::Said;
 use super::worker::{Errand, Outcome, Worker};
 use super::{Mode, RunError, Stop, reached};
 use crate::config::Config;
@@ -47,8 +48,10 @@ pub(super) struct Session {
     message: u32,
     refused_payloads: u64,
     said: Said,
-    /// When the bridge wants the next attestation.
+    /// When the bridge wants the next attestation; said in this wake.
     due: Option<Instant>,
+    /// In this run or wake.
+    told_to_wait: Option<LaterReason>,
     ending: Option<Ending>,
 }
 
@@ -57,15 +60,6 @@ struct Line {
     link: Link,
     incoming: Incoming,
     connected: bool,
-}
-
-/// What was logged last, so that a repeated answer is not a repeated line.
-#[derive(Debug, Default)]
-struct Said {
-    verdict: Option<Verdict>,
-    waiting: Option<LaterReason>,
-    refused: Option<RefusedReason>,
-    attesting: bool,
 }
 
 impl Session {
@@ -98,6 +92,7 @@ impl Session {
             refused_payloads: 0,
             said: Said::default(),
             due: None,
+            told_to_wait: None,
             ending: None,
         })
     }
@@ -109,7 +104,7 @@ impl Session {
         loop {
             let woke = Instant::now();
             self.deadline = Some(woke + deadline);
-            self.due = None;
+            (self.due, self.told_to_wait) = (None, None);
             let ending = self.wake(stop).await?;
             if ending == Ending::Stopped {
                 return Ok(ending);
@@ -187,7 +182,7 @@ impl Session {
 
     fn outcome(&mut self, outcome: Option<Outcome>, connected: bool) -> Result<(), RunError> {
         match outcome {
-            Some(Outcome::Done(done)) => self.attester.handle(Input::Done(done), self.epoch.elapsed()),
+            Some(Outcome::Done(done)) => self.attester.handle(Input::Done(*done), self.epoch.elapsed()),
             Some(Outcome::NewAk) => self.start_over(connected),
             None => return Err(RunError::WorkerEnded),
         }
@@ -255,7 +250,7 @@ impl Session {
     fn send(&mut self, up: &Up, via: Option<&Via>, delivery: Delivery, line: &Line) {
         self.message = self.message.wrapping_add(1);
         if matches!(up, Up::Evidence(_)) {
-            self.say_attesting();
+            self.said.attesting();
         }
         let topic = self.topics.evidence(&self.id, via);
         match pack_up(up, self.message, self.payload_bytes) {
@@ -279,25 +274,20 @@ impl Session {
             }
             Report::Ticket(ticket) => self.keep(Errand::KeepTicket(ticket)),
             Report::Accepted(accepted) => {
-                self.say_verdict(accepted.outcome);
+                self.said.verdict(accepted.outcome);
                 self.due = Some(Instant::now() + Duration::from_secs(u64::from(accepted.seconds)));
                 self.end_once(Ending::Attested(accepted.outcome));
             }
             Report::Waiting(later) => {
-                if self.said.waiting.replace(later.reason) != Some(later.reason) {
-                    self.said.attesting = false;
-                    tracing::info!(seconds = later.seconds, "told to wait: {}", later.reason);
-                }
+                self.said.waiting(later);
+                self.told_to_wait = Some(later.reason);
                 let until = Instant::now() + Duration::from_secs(u64::from(later.seconds));
                 if self.deadline.is_some_and(|deadline| until >= deadline) {
                     self.end_once(Ending::ToldToWait(later.reason));
                 }
             }
             Report::Refused(refused) => {
-                if self.said.refused.replace(refused.reason) != Some(refused.reason) {
-                    self.said.attesting = false;
-                    tracing::warn!(seconds = refused.seconds, "refused: {}", refused.reason);
-                }
+                self.said.refused(refused);
                 self.end_once(Ending::Refused(refused.reason));
             }
             Report::Unanswered(LONG_UNANSWERED) => tracing::warn!(
@@ -306,31 +296,6 @@ impl Session {
             ),
             Report::Unanswered(times) => tracing::info!(times, "no bridge has answered yet"),
             Report::Ignored(why) => tracing::debug!(why, "ignored a question"),
-        }
-    }
-
-    /// To a device that runs on the bridge tells no verdict, so this is what its log says of success: once, and again
-    /// after it was told to wait for something that only an operator mends.
-    fn say_attesting(&mut self) {
-        let mended = |reason: &mut LaterReason| {
-            matches!(reason, LaterReason::NotEnrolled | LaterReason::NoPolicy | LaterReason::Rebooted)
-        };
-        self.said.waiting.take_if(mended);
-        if !std::mem::replace(&mut self.said.attesting, true) {
-            tracing::info!("evidence goes to Keylime; the verdict is in this device's result topic");
-        }
-    }
-
-    fn say_verdict(&mut self, verdict: Verdict) {
-        self.said.waiting = None;
-        self.said.refused = None;
-        if self.said.verdict.replace(verdict) == Some(verdict) {
-            return;
-        }
-        match verdict {
-            Verdict::Pass => tracing::info!("Keylime says PASS"),
-            Verdict::Fail => tracing::warn!("Keylime says FAIL; the verifier's log says why"),
-            Verdict::Unknown => tracing::info!("the evidence was accepted, Keylime has not judged it yet"),
         }
     }
 
@@ -347,7 +312,7 @@ impl Session {
     }
 
     fn at_the_deadline(&self) -> Ending {
-        self.said.waiting.map_or(Ending::Unanswered, Ending::ToldToWait)
+        self.told_to_wait.map_or(Ending::Unanswered, Ending::ToldToWait)
     }
 
     /// A new AK is a new device to the registrar; nothing said before holds.

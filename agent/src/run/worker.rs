@@ -32,7 +32,7 @@ pub(super) enum Errand {
 #[derive(Debug)]
 pub(super) enum Outcome {
     /// Of a piece of work.
-    Done(Done),
+    Done(Box<Done>),
     /// Instead of that: the TPM was cleared or replaced, and the device has a new AK.
     NewAk,
 }
@@ -97,7 +97,7 @@ fn report<E: std::fmt::Display>(what: &str, kept: Result<(), E>) {
 
 async fn work_on(device: &mut Device, work: &Work) -> Outcome {
     let error = match device.work(work).await {
-        Ok(done) => return Outcome::Done(done),
+        Ok(done) => return Outcome::Done(Box::new(done)),
         Err(error) => error,
     };
     if matches!(error, EvidenceError::Tpm(TpmError::AkReplaced { .. })) {
@@ -105,7 +105,7 @@ async fn work_on(device: &mut Device, work: &Work) -> Outcome {
             Ok(()) => Outcome::NewAk,
             Err(error) => {
                 tracing::warn!(%error, "the new AK cannot be taken on yet");
-                Outcome::Done(Done::Failed)
+                Outcome::Done(Box::new(Done::Failed))
             }
         };
     }
@@ -117,7 +117,7 @@ async fn work_on(device: &mut Device, work: &Work) -> Outcome {
             tracing::warn!(work = name(work), "{error}");
         }
     }
-    Outcome::Done(device.excuse(work, &error).await)
+    Outcome::Done(Box::new(device.excuse(work, &error).await))
 }
 
 /// A word for the log; the work itself holds nonces.

@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use crate::counted::Counted;
 use keylime_mqtt_broker_config::{BrokerSettings, Incoming, Link, LinkEvent, Qos, connect};
 use keylime_mqtt_schemas::AgentId;
 use keylime_mqtt_schemas::codec::decode;
@@ -29,6 +30,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 pub(crate) struct Site {
     pub(crate) directory: tempfile::TempDir,
     port: u16,
+    pub(crate) counted: Counted,
     broker: Child,
 }
 
@@ -46,7 +48,7 @@ impl Site {
         fs::write(directory.path().join("boot_id"), "a boot").unwrap();
         fs::write(directory.path().join("boot_time"), "1790000000").unwrap();
         let broker = start_mosquitto(&directory.path().join("mosquitto.conf"));
-        Self { directory, port, broker }
+        Self { directory, port, counted: Counted::to(port), broker }
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
@@ -60,7 +62,7 @@ impl Site {
             "id = 'gateway-7'\nstate_dir = '{at}/state'\nboot_id_file = '{at}/boot_id'\nboot_time_file = '{at}/boot_time'\n\
              first_retry_seconds = 2\nlog = 'trace,rumqttc=info,rustls=info'\n{more}\n[tpm]\ntcti = '{tcti}'\n\
              command_timeout_seconds = 20\n[broker]\n{}",
-            self.broker_table("agent")
+            self.broker_table("agent", self.counted.port)
         );
         let path = self.path("agent.toml");
         fs::write(&path, text).unwrap();
@@ -73,7 +75,7 @@ impl Site {
 
     /// A bridge that is connected.
     pub(crate) async fn bridge(&self) -> Bridge {
-        let settings: BrokerSettings = figment_toml(&self.broker_table("bridge"));
+        let settings: BrokerSettings = figment_toml(&self.broker_table("bridge", self.port));
         let topics = Topics::default();
         let subscriptions =
             topics.bridge_filters(None).into_iter().map(|filter| (filter, Qos::AtLeastOnce)).collect();
@@ -84,6 +86,7 @@ impl Site {
             topics,
             id: "gateway-7".parse().unwrap(),
             reassembly: Reassembly::default(),
+            presences: 0,
         };
         loop {
             if let LinkEvent::Connected { .. } = bridge.event().await {
@@ -92,12 +95,11 @@ impl Site {
         }
     }
 
-    fn broker_table(&self, name: &str) -> String {
+    fn broker_table(&self, name: &str, port: u16) -> String {
         let at = self.directory.path().display();
         format!(
-            "host = 'localhost'\nport = {}\nca_file = '{at}/ca.pem'\ncert_file = '{at}/{name}.pem'\n\
-             key_file = '{at}/{name}.key'\nreconnect_first_seconds = 1\nreconnect_longest_seconds = 1\n",
-            self.port
+            "host = 'localhost'\nport = {port}\nca_file = '{at}/ca.pem'\ncert_file = '{at}/{name}.pem'\n\
+             key_file = '{at}/{name}.key'\nreconnect_first_seconds = 1\nreconnect_longest_seconds = 1\n"
         )
     }
 }
@@ -116,6 +118,7 @@ pub(crate) struct Bridge {
     topics: Topics,
     id: AgentId,
     reassembly: Reassembly,
+    presences: u32,
 }
 
 impl Bridge {
@@ -132,13 +135,27 @@ impl Bridge {
     pub(crate) async fn hear(&mut self) -> Up {
         loop {
             let LinkEvent::Message { topic, payload, .. } = self.event().await else { continue };
-            if let Topic::Evidence(id, via) = self.topics.parse(&topic).unwrap() {
+            let parsed = self.topics.parse(&topic).unwrap();
+            self.presences += u32::from(matches!(parsed, Topic::Presence(_)));
+            if let Topic::Evidence(id, via) = parsed {
                 assert_eq!((id.as_str(), via), ("gateway-7", None));
                 if let Some(up) = unpack_up(payload, &mut self.reassembly, Duration::ZERO).unwrap() {
                     return up;
                 }
             }
         }
+    }
+
+    /// Whether a device that is heard of now has said that it is or is not connected, then or before.
+    pub(crate) async fn says_presence(&mut self) -> bool {
+        while let Ok(Some(event)) = tokio::time::timeout(Duration::ZERO, self.incoming.next()).await {
+            if let LinkEvent::Message { topic, .. } = event
+                && matches!(self.topics.parse(&topic), Ok(Topic::Presence(_)))
+            {
+                return true;
+            }
+        }
+        self.presences > 0
     }
 
     pub(crate) async fn presence(&mut self, online: bool) {

@@ -51,6 +51,11 @@ fn a_wrong_configuration_is_refused_with_key_file_and_remedy() {
         ("ima_logg = '/x'", &["agent.toml", "ima_logg", "ima_log"][..]),
         ("ima_log = '/nonexistent/ima'", &["ima_log", "/nonexistent/ima", "correct the path"]),
         ("uefi_log = '/dev/null'", &["uefi_log", "/dev/null", "UEFI event log"]),
+        (
+            "reference = '/nonexistent/fleet.ref'",
+            &["reference", "/nonexistent/fleet.ref", "keylime-mqtt-bridge reference"],
+        ),
+        ("reference = '/dev/null'", &["reference", "/dev/null", "keylime-mqtt-bridge reference"]),
         ("topic_prefix = '#'", &["topic_prefix", "keylime/v1"]),
         ("payload_bytes = 1", &["payload_bytes", "between 512 and"]),
     ] {
@@ -125,6 +130,18 @@ fn a_tpm_without_certificate_is_said_to_have_none() {
 }
 
 #[test]
+fn ways_to_sleep_that_exclude_each_other_are_refused() {
+    for arguments in [
+        &["run", "--once", "--every", "60"][..],
+        &["run", "--every", "0"],
+        &["run", "--every", "60", "--sleep", "60"],
+        &["run", "--deadline", "60"],
+    ] {
+        assert_refused(&agent(Path::new("/x"), arguments), &["--every"]);
+    }
+}
+
+#[test]
 fn the_help_names_commands_and_exit_codes() {
     let help = |arguments: &[&str]| said(&agent(Path::new("/x"), arguments));
     let top = help(&["--help"]);
@@ -132,7 +149,7 @@ fn the_help_names_commands_and_exit_codes() {
         assert!(top.contains(word), "{top}");
     }
     let run = help(&["run", "--help"]);
-    for word in ["--once", "--deadline", "Exit codes", "Keylime says FAIL"] {
+    for word in ["--once", "--every", "--deadline", "Exit codes", "Keylime says FAIL"] {
         assert!(run.contains(word), "{run}");
     }
 }

@@ -100,8 +100,10 @@ async fn evidence_holds_what_the_challenge_asked_for_and_nothing_else() {
     };
     assert_eq!(lines(with_lines), (388, last_two));
 
-    // What the kernel appends comes with the next evidence.
+    // What came into the log after the quote is not covered by it, and waits until it was announced.
     test.append_ima("10 aa ima-ng sha256:bb /new\n");
+    assert_eq!(test.collect(&since(390, 3)).await.unwrap().ima, None);
+    assert_eq!(test.describe().await.ima_entries, Some(391));
     let new = test.collect(&since(390, 3)).await.unwrap();
     assert_eq!(lines(new), (390, b"10 aa ima-ng sha256:bb /new\n".to_vec()));
     // And there is nothing where there is nothing.

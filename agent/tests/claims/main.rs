@@ -5,6 +5,7 @@
 
 mod bridge;
 mod command_line;
+mod counted;
 mod device;
 mod evidence;
 mod holder;
@@ -13,6 +14,7 @@ mod lean;
 mod retry_proxy;
 mod run;
 mod shared_tpm;
+mod sleeping;
 mod swtpm;
 mod tpm_identity;
 mod tpm_operations;

@@ -25,7 +25,7 @@ fn credential(site: &Site, enrol: &keylime_mqtt_schemas::messages::Enrol) -> Vec
     fs::read(site.path("blob")).unwrap()
 }
 
-fn challenge(ready: &Ready, nonce: u8) -> Challenge {
+pub(crate) fn challenge(ready: &Ready, nonce: u8) -> Challenge {
     Challenge {
         nonce: Nonce::from([nonce; 16]),
         boot: ready.boot.tag(),
@@ -41,7 +41,7 @@ fn challenge(ready: &Ready, nonce: u8) -> Challenge {
 }
 
 /// From the first word to `Ready`.
-async fn enrol(site: &Site, bridge: &mut Bridge) -> Ready {
+pub(crate) async fn enrol(site: &Site, bridge: &mut Bridge) -> Ready {
     let Up::Enrol(enrol) = bridge.hear().await else { panic!("no Enrol") };
     bridge.say(Question::Credential(Credential { blob: credential(site, &enrol).try_into().unwrap() }));
     let Up::Activation(_) = bridge.hear().await else { panic!("no Activation") };
@@ -49,12 +49,12 @@ async fn enrol(site: &Site, bridge: &mut Bridge) -> Ready {
     ready(bridge).await
 }
 
-async fn ready(bridge: &mut Bridge) -> Ready {
+pub(crate) async fn ready(bridge: &mut Bridge) -> Ready {
     let Up::Ready(ready) = bridge.hear().await else { panic!("no Ready") };
     ready
 }
 
-async fn attest(bridge: &mut Bridge, ready: &Ready, nonce: u8) -> Evidence {
+pub(crate) async fn attest(bridge: &mut Bridge, ready: &Ready, nonce: u8) -> Evidence {
     bridge.say(Question::Challenge(challenge(ready, nonce)));
     let Up::Evidence(evidence) = bridge.hear().await else { panic!("no Evidence") };
     assert_eq!(evidence.tag, Nonce::from([nonce; 16]).tag());

@@ -1,22 +1,26 @@
-//! The little that must outlive a restart of the agent: one file, readable by its owner alone, replaced as a whole.
+//! The little that must outlive a restart of the agent: one file, readable by its owner alone, replaced as a whole; and
+//! beside it the clock shown last ([`clock`]), which changes with every attestation.
 //!
 //! What is lost when it is lost: the AK. The registrar refuses another AK for a known id, so a file that cannot be read is
 //! never thrown away silently; the operator decides.
+
+mod clock;
+mod written;
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
 use keylime_mqtt_schemas::messages::limits::MAX_TICKET;
 use keylime_mqtt_schemas::messages::{AkName, Bounded};
 use nix::fcntl::{Flock, FlockArg};
-use serde::{Deserialize, Serialize};
 
 use crate::logs::boot::BootRecord;
 use crate::tpm::{Clock, SavedAk};
+
+use clock::ShownClock;
+use written::Written;
 
 /// The file inside `state_dir`.
 const FILE: &str = "state.json";
@@ -90,6 +94,7 @@ pub struct State {
 pub struct Store {
     directory: PathBuf,
     state: State,
+    shown: ShownClock,
     /// Released when the agent ends, however it ends.
     lock: Option<Flock<File>>,
 }
@@ -116,12 +121,26 @@ impl Store {
     /// Looks at the state beside an agent that may be running; creates nothing.
     pub fn peek(directory: &Path) -> Result<Self, StoreError> {
         refuse_if_open(directory, WRITABLE)?;
-        Ok(Self { state: load(&directory.join(FILE))?, directory: directory.to_owned(), lock: None })
+        let mut state = load(&directory.join(FILE))?;
+        let shown = ShownClock::in_directory(directory);
+        // Of a clock the later one counts; a TPM that starts at nothing comes with another AK, and then there is none.
+        state.last_quote = state.last_quote.map(|durable| shown.latest(durable));
+        Ok(Self { state, directory: directory.to_owned(), shown, lock: None })
     }
 
     /// What is kept.
     pub fn state(&self) -> &State {
         &self.state
+    }
+
+    /// Keeps the clock of a quote that is about to be sent; see [`clock`] for what that withstands.
+    pub fn show_clock(&mut self, clock: Clock) -> Result<(), StoreError> {
+        if self.state.last_quote.is_some() && self.shown.is_kept_durably(clock) {
+            self.state.last_quote = Some(clock);
+            return self.shown.overwrite(clock);
+        }
+        self.update(|state| state.last_quote = Some(clock))?;
+        self.shown.keep_durably(clock)
     }
 
     /// Changes what is kept; on return it is on the disk. Nothing is written when nothing changed.
@@ -189,101 +208,11 @@ fn io(what: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> StoreEr
     move |source| StoreError::Io { what, path, source }
 }
 
-/// The file's form: text that an operator can look at.
-#[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Written {
-    version: u8,
-    ak_public: Option<String>,
-    ak_private: Option<String>,
-    enrolled_ak: Option<String>,
-    boot_marker: Option<String>,
-    boot_time: Option<u64>,
-    last_quote: Option<WrittenClock>,
-    ticket: Option<String>,
-}
-
-#[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct WrittenClock {
-    clock_ms: u64,
-    reset_count: u32,
-    restart_count: u32,
-}
-
-/// The only form there has been.
-const VERSION: u8 = 1;
-
-impl From<&State> for Written {
-    fn from(state: &State) -> Self {
-        Self {
-            version: VERSION,
-            ak_public: state.ak.as_ref().map(|ak| STANDARD.encode(&ak.public)),
-            ak_private: state.ak.as_ref().map(|ak| STANDARD.encode(&ak.private)),
-            enrolled_ak: state.enrolled.map(|name| hex::encode(name.as_bytes())),
-            boot_marker: state.boot.map(|boot| hex::encode(boot.marker.as_bytes())),
-            boot_time: state.boot.map(|boot| boot.time),
-            last_quote: state.last_quote.map(|clock| WrittenClock {
-                clock_ms: clock.clock_ms,
-                reset_count: clock.reset_count,
-                restart_count: clock.restart_count,
-            }),
-            ticket: state.ticket.as_ref().map(|ticket| STANDARD.encode(ticket.as_slice())),
-        }
-    }
-}
-
-impl TryFrom<Written> for State {
-    /// The field at fault.
-    type Error = &'static str;
-
-    fn try_from(written: Written) -> Result<Self, Self::Error> {
-        if written.version != VERSION {
-            return Err("version");
-        }
-        let bytes = |text: String, field| STANDARD.decode(text).map_err(|_| field);
-        let ak = match (written.ak_public, written.ak_private) {
-            (Some(public), Some(private)) => {
-                Some(SavedAk { public: bytes(public, "ak_public")?, private: bytes(private, "ak_private")? })
-            }
-            (None, None) => None,
-            _ => return Err("ak_public or ak_private"),
-        };
-        let boot = match (written.boot_marker, written.boot_time) {
-            (Some(marker), Some(time)) => {
-                Some(BootRecord { marker: exact(&marker).ok_or("boot_marker")?.into(), time })
-            }
-            (None, None) => None,
-            _ => return Err("boot_marker or boot_time"),
-        };
-        Ok(Self {
-            ak,
-            enrolled: written
-                .enrolled_ak
-                .map(|name| exact::<34>(&name).map(AkName::from).ok_or("enrolled_ak"))
-                .transpose()?,
-            boot,
-            // Only safe clocks are ever quoted.
-            last_quote: written.last_quote.map(|clock| Clock {
-                clock_ms: clock.clock_ms,
-                reset_count: clock.reset_count,
-                restart_count: clock.restart_count,
-                safe: true,
-            }),
-            ticket: written
-                .ticket
-                .map(|text| bytes(text, "ticket")?.try_into().map_err(|_| "ticket"))
-                .transpose()?,
-        })
-    }
-}
-
-fn exact<const N: usize>(text: &str) -> Option<[u8; N]> {
-    hex::decode(text).ok()?.try_into().ok()
-}
-
 #[cfg(test)]
 mod tests {
+    use base64::Engine;
+    use base64::engine::general_purpose::STANDARD;
+
     use super::*;
 
     fn full() -> State {
