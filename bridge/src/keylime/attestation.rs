@@ -6,7 +6,7 @@
 //! Source: `keylime/web/verifier/attestation_controller.py` (`create`), `keylime/verification/tpm_engine.py`.
 
 use super::Verifier;
-use super::endpoint::{Answer, Call, JSON_API, MAX_ANSWER};
+use super::endpoint::{Answer, Call, JSON_API, Keep, MAX_ANSWER};
 use super::json_api::{Document, Errors};
 use super::session::{NONCE_LEN, lifetime, parse_nonce};
 use super::token::SessionToken;
@@ -232,6 +232,7 @@ impl Verifier {
             body: Some(body),
             agent: id,
             max_answer: MAX_ANSWER,
+            keep: Keep::All,
         };
         self.endpoint.send(call).await
     }

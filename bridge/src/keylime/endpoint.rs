@@ -90,6 +90,17 @@ pub(super) struct Call<'a> {
     pub(super) agent: &'a str,
     /// Largest answer to read, bytes
     pub(super) max_answer: usize,
+    /// What to keep of it
+    pub(super) keep: Keep,
+}
+
+/// What of an answer is of interest
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Keep {
+    /// The whole
+    All,
+    /// Its last bytes, at least so many
+    Tail(usize),
 }
 
 /// An answer within its limits
@@ -140,7 +151,7 @@ impl Endpoint {
         if response.status().is_redirection() {
             return Err(self.unavailable(Reason::Redirected));
         }
-        let body = read_bounded(response, call.max_answer).await;
+        let body = read_bounded(response, call.max_answer, call.keep).await;
         Ok(Answer { status, retry_after, location, body })
     }
 
@@ -208,12 +219,27 @@ fn build_client(settings: &EndpointSettings, tls: rustls::ClientConfig) -> Resul
         .build()
 }
 
-async fn read_bounded(mut response: Response, limit: usize) -> Result<Zeroizing<Vec<u8>>, Reason> {
+async fn read_bounded(
+    mut response: Response,
+    limit: usize,
+    keep: Keep,
+) -> Result<Zeroizing<Vec<u8>>, Reason> {
     let mut body = Zeroizing::new(Vec::new());
+    let mut read = 0usize;
     loop {
         match response.chunk().await {
-            Ok(Some(chunk)) if body.len() + chunk.len() > limit => return Err(Reason::TooLarge),
-            Ok(Some(chunk)) => body.extend_from_slice(&chunk),
+            Ok(Some(chunk)) if read + chunk.len() > limit => return Err(Reason::TooLarge),
+            Ok(Some(chunk)) => {
+                read += chunk.len();
+                body.extend_from_slice(&chunk);
+                // now and then, so that little is moved
+                if let Keep::Tail(tail) = keep
+                    && body.len() > tail.saturating_mul(4)
+                {
+                    let surplus = body.len() - tail;
+                    body.drain(..surplus);
+                }
+            }
             Ok(None) => return Ok(body),
             Err(error) => return Err(reason_of(&error)),
         }

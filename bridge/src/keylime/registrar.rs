@@ -5,7 +5,7 @@
 //!
 //! Source: `keylime/web/registrar/agents_controller.py`; v2 because its v3 handlers fail after they commit.
 
-use super::endpoint::{Answer, Call, Endpoint, EndpointError, EndpointSettings, JSON, MAX_ANSWER};
+use super::endpoint::{Answer, Call, Endpoint, EndpointError, EndpointSettings, JSON, Keep, MAX_ANSWER};
 use super::unavailable::{Reason, Unavailable};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -153,6 +153,7 @@ impl Registrar {
             body: Some(body),
             agent: id,
             max_answer: MAX_ANSWER,
+            keep: Keep::All,
         };
         self.endpoint.send(call).await
     }

@@ -6,7 +6,7 @@
 //! Source: `keylime/web/verifier/session_controller.py`.
 
 use super::Verifier;
-use super::endpoint::{Answer, Call, JSON_API, MAX_ANSWER};
+use super::endpoint::{Answer, Call, JSON_API, Keep, MAX_ANSWER};
 use super::json_api::Document;
 use super::token::SessionToken;
 use super::unavailable::{Reason, Unavailable};
@@ -193,6 +193,7 @@ impl Verifier {
             body: Some(body),
             agent: id,
             max_answer: MAX_ANSWER,
+            keep: Keep::All,
         };
         self.endpoint.send(call).await
     }

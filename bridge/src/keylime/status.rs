@@ -6,7 +6,7 @@
 //! Source: `keylime/cloud_verifier_common.py` (`process_get_status`).
 
 use super::Verifier;
-use super::endpoint::{Answer, Call, JSON, MAX_ANSWER};
+use super::endpoint::{Answer, Call, JSON, Keep, MAX_ANSWER};
 use super::token::SessionToken;
 use super::unavailable::{Reason, Unavailable};
 use reqwest::Method;
@@ -91,6 +91,7 @@ impl Verifier {
             body: None,
             agent: id,
             max_answer: MAX_ANSWER,
+            keep: Keep::All,
         };
         let answer = match self.endpoint.send(call).await {
             Ok(answer) => answer,

@@ -3,25 +3,26 @@
 //! Always to the explicit index of the challenge, never to `latest`: a repeat of a lost request is then harmless, where `latest` could have
 //! a good quote judged against another nonce and the device failed for good.
 //!
-//! 202 means received, not passed. Its body echoes all evidence; it is read within a bound and dropped but for the wait.
+//! 202 means received, not passed. Its body echoes all evidence, which may be many megabytes; only its end is kept, where the wait stands.
 //!
 //! Source: `keylime/web/verifier/attestation_controller.py` (`update`).
 
 use super::Verifier;
 use super::attestation::EvidenceType;
-use super::endpoint::{Answer, Call, JSON_API, MAX_ANSWER};
+use super::endpoint::{Answer, Call, JSON_API, Keep, MAX_ANSWER};
 use super::json_api::{Document, Errors};
 use super::token::SessionToken;
 use super::unavailable::{Reason, Unavailable};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use reqwest::Method;
-use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
 /// Room for a quote, its PCRs and the names of all members
 const QUOTE_ROOM: usize = 8 * 1024;
+/// Kept of an echo: `meta` and what Keylime puts after it have some hundred bytes, errors some thousand
+const ECHO_TAIL: usize = 16 * 1024;
 /// Longest wait believed until the next attestation, seconds
 const MAX_INTERVAL: u64 = 7 * 24 * 3600;
 
@@ -98,13 +99,6 @@ enum Data<'a> {
 }
 
 #[derive(Deserialize)]
-struct Acknowledged {
-    #[serde(rename = "data")]
-    _echo: Option<IgnoredAny>,
-    meta: Meta,
-}
-
-#[derive(Deserialize)]
 struct Meta {
     seconds_to_next_attestation: u64,
 }
@@ -171,6 +165,7 @@ impl Verifier {
             body: Some(body),
             agent: id,
             max_answer,
+            keep: Keep::Tail(ECHO_TAIL),
         };
         self.endpoint.send(call).await
     }
@@ -204,7 +199,12 @@ fn item_of(kind: EvidenceType, evidence: &EvidenceBody) -> Option<Item<'_>> {
     Some(Item { evidence_class, evidence_type: kind, data })
 }
 
+/// `meta` follows the echo. Within the echo no such bytes can stand: there, quotation marks are escaped
 fn parse_wait(answer: &Answer) -> Option<u64> {
-    let acknowledged: Acknowledged = serde_json::from_slice(answer.body.as_ref().ok()?).ok()?;
-    Some(acknowledged.meta.seconds_to_next_attestation.min(MAX_INTERVAL))
+    const META: &[u8] = b"\"meta\":";
+    let body = answer.body.as_ref().ok()?;
+    let at = body.windows(META.len()).rposition(|window| window == META)?;
+    let mut meta = serde_json::Deserializer::from_slice(body.get(at + META.len()..)?);
+    let meta = Meta::deserialize(&mut meta).ok()?;
+    Some(meta.seconds_to_next_attestation.min(MAX_INTERVAL))
 }

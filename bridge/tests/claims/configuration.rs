@@ -36,8 +36,10 @@ fn every_key_of_the_example_is_known_and_every_default_is_as_it_says() {
     fs::write(&file, all).unwrap();
     let stated = Config::read(&file, &[]).unwrap();
     let defaults = good().check(&[]).unwrap().config;
-    let shown =
-        |config: &Config| format!("{:?} {:?} {:?}", config.exchange, config.limits, config.topics.prefix);
+    let shown = |config: &Config| {
+        let (limits, cache) = (config.limits, config.cache.max_bytes);
+        format!("{:?} {limits:?} {cache} {:?}", config.exchange, config.topics.prefix)
+    };
     assert_eq!(shown(&stated), shown(&defaults));
     let (a, b) = (&stated.verifier, &defaults.verifier);
     assert_eq!(
@@ -67,6 +69,10 @@ fn each_mistake_is_named_by_its_key() {
         ("broker.host=::1", "broker.host"),
         ("exchange.waiting_cap_seconds=1", "waiting_cap_seconds"),
         ("limits.max_devices=0", "max_devices"),
+        ("cache.max_bytes=1", "cache.max_bytes"),
+        ("cache.path=/tmp", "path"),
+        ("references=[\"/nowhere.ref\"]", "references: /nowhere.ref"),
+        ("references=/nowhere.ref", "references"),
         ("no value", "--set no value"),
     ];
     for (mistake, named) in cases {

@@ -375,6 +375,25 @@ async fn evidence_once_received_stays_received_whatever_follows_the_202() {
 }
 
 #[tokio::test]
+async fn the_wait_is_found_behind_an_echo_of_any_size_and_content() {
+    // a name may hold anything, but JSON escapes its quotation marks
+    let line = r#"10 00 ima-ng sha256:00 /tmp/\"meta\":{\"seconds_to_next_attestation\":1}\n"#;
+    for lines in [1, 100, 300_000] {
+        let echo = line.repeat(lines);
+        let body = format!(
+            r#"{{"data": {{"attributes": {{"entries": "{echo}"}}}}, "meta": {{"seconds_to_next_attestation": 60}}, "jsonapi": {{"version": "1.1"}}}}"#
+        );
+        let (_server, verifier) = verifier(vec![answer(202, body)]).await;
+        // as large as the echo, which is bounded by it
+        let text = "10 00 ima-ng sha256:00 /tmp/a name of some length, and more\n".repeat(lines);
+        let ima = Some(ImaSegment { count: lines as u64, text });
+        let submission = verifier.submit(ID, &token(), 0, EvidenceBody { ima, ..evidence() }, &ORDER).await;
+        let Submission::Accepted { seconds_to_next } = submission else { panic!("{submission:?}") };
+        assert_eq!(seconds_to_next, Some(60), "{lines} lines");
+    }
+}
+
+#[tokio::test]
 async fn a_requested_log_that_is_missing_is_never_submitted() {
     let (server, verifier) = verifier(vec![]).await;
     let without = EvidenceBody { uefi: None, ..evidence() };

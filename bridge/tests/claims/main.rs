@@ -3,6 +3,7 @@
     clippy::unwrap_used,
     clippy::panic,
     clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
     missing_docs,
     unreachable_pub,
     reason = "a failing helper is a failing test"
@@ -18,6 +19,7 @@ mod hostile_bytes;
 mod keylime_answers;
 mod lean;
 mod logs;
+mod references;
 mod restored_evidence;
 mod scripted;
 mod uefi_cache;

@@ -178,3 +178,91 @@ fn is_miss(error: &Error) -> bool {
         _ => false,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+    use std::sync::Arc;
+    use tracing_subscriber::fmt::MakeWriter;
+
+    #[derive(Clone, Default)]
+    struct Lines(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Lines {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    impl<'a> MakeWriter<'a> for Lines {
+        type Writer = Self;
+
+        fn make_writer(&'a self) -> Self {
+            self.clone()
+        }
+    }
+
+    #[test]
+    fn a_disk_that_fails_is_one_line_and_not_one_per_device() {
+        let dir = tempfile::tempdir().unwrap();
+        let in_the_way = dir.path().join("uefi");
+        fs::write(&in_the_way, "a file").unwrap();
+        let disk = Disk::new(in_the_way, 1024 * 1024);
+        let lines = Lines::default();
+        let subscriber = tracing_subscriber::fmt().with_writer(lines.clone()).finish();
+        tracing::subscriber::with_default(subscriber, || {
+            for n in 0..50u8 {
+                let log = [n; 100];
+                disk.write(&Digest::of(&[&log]), &log);
+                assert_eq!(disk.read(&Digest::of(&[&log])), None);
+            }
+        });
+        let said = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
+        assert_eq!(said.lines().count(), 1, "{said}");
+        assert!(said.contains("[cache] dir"), "{said}");
+    }
+
+    #[test]
+    fn a_healthy_disk_says_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let disk = Disk::new(dir.path().join("uefi"), 1024 * 1024);
+        let lines = Lines::default();
+        let subscriber = tracing_subscriber::fmt().with_writer(lines.clone()).finish();
+        tracing::subscriber::with_default(subscriber, || {
+            for n in 0..200u8 {
+                let log = vec![n; 20_000];
+                let digest = Digest::of(&[&log]);
+                assert_eq!(disk.read(&digest), None);
+                disk.write(&digest, &log);
+                disk.write(&digest, &log);
+                assert_eq!(disk.read(&digest), Some(log));
+            }
+        });
+        assert_eq!(String::from_utf8(lines.0.lock().unwrap().clone()).unwrap(), "");
+        // counted anew, as by the next bridge
+        let held = Disk::new(disk.dir.clone(), disk.max_bytes).open().unwrap();
+        assert_eq!(Some(held), *disk.held.lock().unwrap());
+        assert!(held <= 1024 * 1024);
+    }
+
+    #[test]
+    fn a_file_of_any_size_in_the_place_of_a_log_is_not_taken_into_memory() {
+        let dir = tempfile::tempdir().unwrap();
+        let disk = Disk::new(dir.path().join("uefi"), 1024 * 1024);
+        let digest = Digest::of(&[b"a log"]);
+        disk.write(&digest, b"a log");
+        let entry = cacache::metadata_sync(&disk.dir, key(&digest)).unwrap().unwrap();
+        let (_, hex) = entry.integrity.to_hex();
+        let content = disk.dir.join("content-v2/sha256").join(&hex[0..2]).join(&hex[2..4]).join(&hex[4..]);
+        // sparse: takes no room on the disk
+        fs::File::options().write(true).open(&content).unwrap().set_len(1 << 40).unwrap();
+        assert_eq!(disk.read(&digest), None);
+        assert!(!content.exists(), "it was dropped");
+    }
+}
