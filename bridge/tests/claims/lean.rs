@@ -5,7 +5,7 @@ use crate::logs::{Gateway, Policies};
 use crate::world::World;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
-use keylime_mqtt_schemas::messages::{LogKind, Quote, Up};
+use keylime_mqtt_schemas::messages::{LogKind, Question, Quote, Up, Verdict};
 
 fn submissions(world: &World) -> usize {
     world.requests_like("PATCH /v3.0/agents")
@@ -79,4 +79,25 @@ async fn a_device_that_is_as_it_was_need_not_say_it_again() {
     gateway.says(&second, gateway.unchanged()).await;
     second.later(&gateway.device.id).await;
     gateway.passes(&second).await;
+}
+
+#[tokio::test]
+async fn lines_that_say_more_than_pcr_10_covers_are_submitted_once_the_device_has_stated_them() {
+    let (world, keylime) = Policies::world(&[]).await;
+    let mut gateway = Gateway::recorded("device-secure-violations");
+    gateway.arrives(&world).await;
+    let (_, challenge) = gateway.sends_logs(&world).await;
+    let evidence = gateway.evidence(&challenge);
+    assert!(matches!(evidence.quote, Quote::Brief(_)));
+    gateway.says(&world, Up::Evidence(evidence.clone())).await;
+    let asked = world.question(&gateway.device.id, "State", |question| match question {
+        Question::State(state) => Some(state),
+        _ => None,
+    });
+    let state = asked.await;
+    assert_eq!((state.tag, state.ima_from), (challenge.nonce.tag(), Some(0)));
+    assert_eq!(submissions(&world), 0);
+    gateway.says(&world, gateway.statement(&challenge.nonce, &evidence, 0)).await;
+    world.result(&gateway.device.id, Verdict::Pass).await;
+    assert_eq!(keylime.log("ima_log").into_bytes(), gateway.ima.unwrap());
 }

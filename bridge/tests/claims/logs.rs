@@ -5,13 +5,14 @@ use crate::scripted::{Play, Seen, answer};
 use crate::world::{Device, World, keylime};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
+use keylime_mqtt_schemas::codec::encode;
 use keylime_mqtt_schemas::compact::{Reference, pack_ima, pack_uefi};
 use keylime_mqtt_schemas::ima::{ImaState, extend_by};
 use keylime_mqtt_schemas::messages::{
-    self, Blob, BootMarker, Brief, Challenge, Digest, Evidence, IMA_PCR, ImaSegment, LogKind, Need, PcrMask,
-    PcrValues, Question, Ready, UefiLog, Unchanged, Up, Verdict,
+    self, Blob, BootMarker, Brief, Challenge, Digest, Evidence, IMA_PCR, ImaSegment, LogKind, Need, Nonce,
+    PcrMask, PcrValues, Question, Ready, Statement, UefiLog, Unchanged, Up, Verdict,
 };
-use keylime_mqtt_schemas::statement::boot_statement;
+use keylime_mqtt_schemas::statement::{boot_statement, evidence_statement};
 use serde_json::{Value, json};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -108,11 +109,15 @@ pub struct Gateway {
 
 impl Gateway {
     pub fn new() -> Self {
+        Self::recorded("device-secure")
+    }
+
+    pub fn recorded(machine: &str) -> Self {
         Self {
             device: Device::new("gateway-1"),
-            uefi: Some(bytes("device-secure/binary_bios_measurements")),
-            ima: Some(bytes("device-secure/ascii_runtime_measurements")),
-            pcrs: device_pcrs("device-secure", PCRS),
+            uefi: Some(bytes(&format!("{machine}/binary_bios_measurements"))),
+            ima: Some(bytes(&format!("{machine}/ascii_runtime_measurements"))),
+            pcrs: device_pcrs(machine, PCRS),
             reference: None,
             said: None,
             part: 200,
@@ -223,6 +228,16 @@ impl Gateway {
             ImaSegment { offset, packed }
         });
         Evidence { tag: challenge.nonce.tag(), quote, pcrs, ima }
+    }
+
+    /// What it sent was this, from this IMA line on
+    pub fn statement(&self, nonce: &Nonce, sent: &Evidence, from: usize) -> Up {
+        let encoded = encode(&Up::Evidence(sent.clone())).unwrap();
+        let lines = self.lines().into_iter().skip(from).collect::<Vec<_>>().concat();
+        let said =
+            evidence_statement(&self.device.id, nonce, &Digest::of(&[&encoded]), &Digest::of(&[&lines]));
+        let quote = Quote { nonce: said.as_bytes(), mask: 0, digest: &[], safe: 1, kind: 0x8018 };
+        Up::Statement(Statement { tag: nonce.tag(), signed: self.device.signed(quote.marshal()) })
     }
 
     /// Says `Ready` and proves itself
