@@ -34,7 +34,7 @@ fn changes() -> impl Strategy<Value = Vec<(Index, u8)>> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(256))]
+    #![proptest_config(ProptestConfig::with_cases(160))]
 
     #[test]
     fn any_bytes_are_refused_or_bounded(packed in prop::collection::vec(any::<u8>(), 0..200), form in 0..8u8) {

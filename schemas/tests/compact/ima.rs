@@ -72,13 +72,23 @@ fn a_digest_that_was_seen_before_is_not_sent_again() {
 }
 
 #[test]
+fn more_lines_than_a_part_has_come_back() {
+    let log = real_paths().repeat(3);
+    assert!(log.len() > 500_000);
+    restored(&log, &pack_ima(&log, None), None);
+    // and text that is no log at all
+    let text = b"what is no line of a log\n".repeat(20_000);
+    restored(&text, &pack_ima(&text, None), None);
+}
+
+#[test]
 fn nothing_packs_to_nothing() {
     assert_eq!(pack_ima(b"", None), b"");
     assert_eq!(unpack_ima(b"", 0, None), Ok(Vec::new()));
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(200))]
+    #![proptest_config(ProptestConfig::with_cases(128))]
 
     #[test]
     fn any_log_comes_back_as_it_was(log in any_log()) {

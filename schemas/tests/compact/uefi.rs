@@ -43,6 +43,15 @@ fn a_log_that_is_cut_or_goes_on_with_something_else_comes_back() {
 }
 
 #[test]
+fn a_log_too_large_for_the_highest_level_comes_back_and_uses_its_reference() {
+    let rest: Vec<u8> = (0..10_000u32).flat_map(|number| Sha256::digest(number.to_le_bytes())).collect();
+    let log = [SECURE, rest.as_slice()].concat();
+    restored(&log, None);
+    let own = restored(&log, Some(&reference(&[], &log)));
+    assert!(own < log.len() / 2, "{own} of {} bytes", log.len());
+}
+
+#[test]
 fn what_is_no_log_comes_back() {
     for bytes in [b"".as_slice(), b"\0", b"no log", &[0; 10_000], SECURE.get(1..).unwrap()] {
         restored(bytes, None);
@@ -126,7 +135,7 @@ prop_compose! {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(100))]
+    #![proptest_config(ProptestConfig::with_cases(64))]
 
     #[test]
     fn any_log_comes_back_as_it_was(log in any_log(), golden in any_log()) {

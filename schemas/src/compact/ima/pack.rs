@@ -1,7 +1,7 @@
 //! Lines into columns.
 
 use super::line::{Kind, Parsed, Source};
-use super::{AS_KNOWN, COLUMNS, NAMES, PLAIN, REFERENCED, SIGNATURE_HEADER, SQUEEZED, SQUEEZED_COLUMNS};
+use super::{AS_KNOWN, COLUMNS, PLAIN, REFERENCED, SIGNATURE_HEADER, SQUEEZED, SQUEEZED_COLUMNS, dictionary};
 use crate::compact::Reference;
 use crate::compact::bytes::{Restored, push_number, push_signed};
 use crate::compact::frame;
@@ -14,7 +14,7 @@ pub fn pack_ima(lines: &[u8], reference: Option<&Reference>) -> Vec<u8> {
     if lines.is_empty() {
         return Vec::new();
     }
-    let plain = || match frame::compress(lines, NAMES) {
+    let plain = || match frame::compress(lines, &dictionary()) {
         Some(frame) => [&[SQUEEZED], frame.as_slice()].concat(),
         None => [&[PLAIN], lines].concat(),
     };
@@ -122,7 +122,7 @@ impl Columns {
         if stream.len() > lines {
             return None;
         }
-        let (form, stream) = match frame::compress(&stream, NAMES) {
+        let (form, stream) = match frame::compress(&stream, &dictionary()) {
             Some(frame) => (SQUEEZED_COLUMNS, frame),
             None => (COLUMNS, stream),
         };

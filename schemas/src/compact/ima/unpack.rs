@@ -1,7 +1,7 @@
 //! Columns into lines.
 
 use super::line::{Fields, Kind, Shape, Source};
-use super::{AS_KNOWN, COLUMNS, NAMES, PLAIN, REFERENCED, SIGNATURE_HEADER, SQUEEZED, SQUEEZED_COLUMNS};
+use super::{AS_KNOWN, COLUMNS, PLAIN, REFERENCED, SIGNATURE_HEADER, SQUEEZED, SQUEEZED_COLUMNS, dictionary};
 use crate::compact::bytes::{Reader, Restored};
 use crate::compact::frame;
 use crate::compact::reference::Entry;
@@ -23,7 +23,7 @@ pub fn unpack_ima(
     match form {
         PLAIN if packed.0.len() > limit => Err(CompactError::TooLarge(limit)),
         PLAIN => Ok(packed.0.to_vec()),
-        SQUEEZED => frame::expand(packed.0, NAMES, limit),
+        SQUEEZED => frame::expand(packed.0, &dictionary(), limit),
         COLUMNS | SQUEEZED_COLUMNS => columns(packed, form, limit, None),
         _ => {
             let form = form.wrapping_sub(REFERENCED);
@@ -60,7 +60,7 @@ fn columns(
         stream
     } else {
         // the packer takes no columns that are longer than the lines
-        expanded = frame::expand(stream, NAMES, limit)?;
+        expanded = frame::expand(stream, &dictionary(), limit)?;
         &expanded
     };
     let (runs, texts, numbers) = split(stream)?;

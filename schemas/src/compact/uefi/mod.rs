@@ -54,21 +54,22 @@ pub fn unpack_uefi(
 ) -> Result<Vec<u8>, CompactError> {
     let mut packed = Reader(packed);
     let form = packed.byte()?;
-    let reference = if form >= REFERENCED {
-        let tag = packed.take(2)?;
-        let named = reference.filter(|reference| reference.tag() == tag);
-        Some(named.ok_or(CompactError::UnknownReference)?)
-    } else {
-        None
+    let (form, reference) = match form.checked_sub(REFERENCED) {
+        Some(form) => {
+            let tag = packed.take(2)?;
+            let named = reference.filter(|reference| reference.tag() == tag);
+            (form, Some(named.ok_or(CompactError::UnknownReference)?))
+        }
+        None => (form, None),
     };
     let known = Known::of(reference);
-    let log = match form % REFERENCED {
+    let log = match form {
         PLAIN if packed.0.len() > size => return Err(CompactError::TooLarge(size)),
         PLAIN => packed.0.to_vec(),
-        SQUEEZED => frame::expand(packed.0, &known.prefix, size)?,
+        SQUEEZED => frame::expand(packed.0, &known.dictionary, size)?,
         SQUEEZED_COLUMNS => {
             let length = packed.size()?;
-            let stream = frame::expand(packed.take(length)?, &known.prefix, size)?;
+            let stream = frame::expand(packed.take(length)?, &known.dictionary, size)?;
             let mut out = Restored::new(size);
             columns::restore(&stream, packed, &known.digests, &mut out)?;
             out.bytes
@@ -81,7 +82,7 @@ pub fn unpack_uefi(
 /// What both sides know when a log is packed.
 struct Known<'a> {
     /// The dictionary, and the columns of the reference's log
-    prefix: Vec<u8>,
+    dictionary: Vec<u8>,
     /// Digests in the reference's log that cannot be recomputed
     digests: Vec<&'a [u8]>,
 }
@@ -90,8 +91,10 @@ impl<'a> Known<'a> {
     fn of(reference: Option<&'a Reference>) -> Self {
         let log = reference.map(Reference::uefi_log).unwrap_or_default();
         match Columns::of(log, &[]) {
-            Some(columns) => Self { prefix: [EVENTS, &columns.stream()].concat(), digests: columns.digests },
-            None => Self { prefix: [EVENTS, log].concat(), digests: Vec::new() },
+            Some(columns) => {
+                Self { dictionary: [EVENTS, &columns.stream()].concat(), digests: columns.digests }
+            }
+            None => Self { dictionary: [EVENTS, log].concat(), digests: Vec::new() },
         }
     }
 }
@@ -104,7 +107,7 @@ fn form(form: u8, reference: Option<&Reference>) -> Vec<u8> {
 }
 
 fn squeezed(log: &[u8], reference: Option<&Reference>) -> Option<Vec<u8>> {
-    let frame = frame::compress(log, &Known::of(reference).prefix)?;
+    let frame = frame::compress(log, &Known::of(reference).dictionary)?;
     Some([form(SQUEEZED, reference), frame].concat())
 }
 
@@ -116,7 +119,7 @@ fn in_columns(log: &[u8], reference: Option<&Reference>) -> Option<Vec<u8>> {
     if stream.len() > log.len() {
         return None;
     }
-    let frame = frame::compress(&stream, &known.prefix)?;
+    let frame = frame::compress(&stream, &known.dictionary)?;
     let mut packed = form(SQUEEZED_COLUMNS, reference);
     push_number(&mut packed, frame.len() as u64);
     packed.extend_from_slice(&frame);
