@@ -5,8 +5,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{ArgGroup, Args, Parser, Subcommand, value_parser};
-use tracing_subscriber::EnvFilter;
-use tracing_subscriber::filter::ParseError;
+use tracing_subscriber::filter::{ParseError, Targets};
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::config::{Config, ConfigError, DEFAULT_FILE, Overrides, TpmOverrides};
 use crate::run::{self, EXIT_CODES, Mode, RunError};
@@ -90,11 +91,10 @@ impl Cli {
     pub fn execute(self) -> Result<u8, CliError> {
         let config = Config::read(&self.global.config, &self.global.overrides())?;
         let filter = filter(&config.log)?;
-        tracing_subscriber::fmt()
-            .with_env_filter(filter)
+        let lines = tracing_subscriber::fmt::layer()
             .with_writer(std::io::stderr)
-            .with_ansi(std::io::stderr().is_terminal())
-            .init();
+            .with_ansi(std::io::stderr().is_terminal());
+        tracing_subscriber::registry().with(filter).with(lines).init();
         match self.command {
             Command::Run { once, every, deadline, sleep } => {
                 let deadline = Duration::from_secs(deadline);
@@ -167,16 +167,16 @@ pub fn exit_code_of(error: &CliError) -> u8 {
     }
 }
 
-fn filter(filter: &str) -> Result<EnvFilter, CliError> {
-    EnvFilter::builder()
-        .parse(format!("{filter},{QUIET}"))
+/// By level and target; what EnvFilter can do beyond that would double what the device has to hold.
+fn filter(filter: &str) -> Result<Targets, CliError> {
+    format!("{filter},{QUIET}")
+        .parse()
         .map_err(|source| CliError::Filter { filter: filter.to_owned(), source })
 }
 
 fn runtime() -> Result<tokio::runtime::Runtime, RunError> {
-    // One thread carries the connection; TPM and logs have their own.
-    tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(1)
+    // This thread carries the connection; TPM and logs have their own.
+    tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|source| RunError::System { what: "no runtime", source })

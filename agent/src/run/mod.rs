@@ -115,7 +115,7 @@ impl Stop {
     }
 }
 
-/// Runs the agent. Needs a multi-thread runtime with I/O and time.
+/// Runs the agent. Needs a runtime with I/O and time.
 pub async fn run(config: &Config, mode: Mode) -> Result<Ending, RunError> {
     let deadline = match mode {
         Mode::Service | Mode::Every { .. } => None,

@@ -248,6 +248,71 @@ async fn without_an_ima_log_pcr_10_is_a_pcr_like_others_and_one_that_never_rests
 }
 
 #[tokio::test]
+async fn after_a_suspend_the_quote_says_how_often_the_tpm_was_restarted() {
+    let mut device = TestDevice::with_logs().await;
+    let mut bridge = Holder::of(device.describe().await, false);
+    for restarts in [None, Some(1)] {
+        let challenge = bridge.challenge(PCRS);
+        let evidence = device.collect(&challenge).await.unwrap();
+        let Quote::Brief(brief) = &evidence.quote else { panic!("not brief") };
+        assert_eq!(brief.restart_count, restarts);
+        assert!(bridge.believe(&challenge, &evidence).is_some());
+        device.tpm.clone().close().await.unwrap();
+        device.swtpm.suspend_and_resume();
+    }
+}
+
+#[tokio::test]
+async fn a_restarted_agent_follows_the_log_from_its_start_and_reads_once() {
+    let mut world = Measured::with_ima().await;
+    for number in 0..300 {
+        world.kernel.measure(format!("/usr/bin/{number}").as_bytes());
+    }
+    world.attest().await;
+    world.device = world.device.restart().await;
+    world.bridge = Holder::of(world.device.describe().await, true);
+    world.tpm.commands();
+    world.kernel.measure(b"/usr/bin/more");
+    assert_eq!(world.attest().await.lines.split_inclusive(|byte| *byte == b'\n').count(), 302);
+    assert_eq!(world.commands(), (1, 2));
+    world.attest().await;
+    assert_eq!(world.commands(), (1, 0));
+}
+
+#[tokio::test]
+async fn more_lines_than_evidence_carries_are_asked_for_in_parts() {
+    let mut world = Measured::with_ima().await;
+    for number in 0..10 {
+        world.kernel.measure_buffer(&format!("large-{number}"), &vec![number; 60_000]);
+    }
+    let challenge = world.bridge.challenge(PCRS);
+    let refused = world.device.collect(&challenge).await;
+    assert!(matches!(refused, Err(EvidenceError::LogAhead { .. })), "{refused:?}");
+    // What was refused is not taken for sent.
+    let challenge = Challenge { ima_offset: Some(11), ..world.bridge.challenge(PCRS) };
+    let (evidence, end) = world.collect(&challenge).await;
+    assert_eq!((evidence.ima, end), (None, Some(11)));
+    assert_eq!(evidence.pcrs.unwrap().mask().count(), 15);
+}
+
+#[tokio::test]
+async fn an_ima_log_nobody_asks_for_is_used_and_not_needed() {
+    let mut world = Measured::with_ima().await;
+    let ready = world.device.describe().await;
+    world.bridge = Holder::of(ready, false);
+    world.attest().await;
+    world.commands();
+    world.kernel.measure(b"/usr/bin/more");
+    let moved = world.attest().await;
+    assert_eq!(world.commands(), (1, 0), "PCR 10 is where the log leads");
+    assert!(moved.bytes < STEADY + 48, "and travels alone: {} bytes", moved.bytes);
+    std::fs::remove_file(world.device.path("ima")).unwrap();
+    world.tpm.extend(10, [1; 32]);
+    world.attest().await;
+    assert_eq!(world.commands(), (1, 2), "without the log it is read");
+}
+
+#[tokio::test]
 async fn what_the_reference_knows_costs_a_few_bytes_a_line() {
     let names: Vec<String> =
         (0..100).map(|number| format!("/usr/lib/x86_64-linux-gnu/lib{number}.so")).collect();

@@ -51,7 +51,16 @@ impl Swtpm {
 
     /// Power back: a TPM reset.
     pub(crate) fn power_on(&mut self) {
-        self.process = start(self.directory.path(), self.port).expect("swtpm starts again on its ports");
+        self.process =
+            start(self.directory.path(), self.port, "clear").expect("swtpm starts again on its ports");
+    }
+
+    /// What a system that suspends and wakes again does to its TPM: a TPM resume.
+    pub(crate) fn suspend_and_resume(&mut self) {
+        self.tool("tpm2_shutdown", &[]);
+        self.power_off();
+        self.process =
+            start(self.directory.path(), self.port, "state").expect("swtpm starts again on its ports");
     }
 
     /// What an orderly shutdown of the system does to its TPM.
@@ -84,7 +93,7 @@ impl Swtpm {
     fn power_on_somewhere(directory: tempfile::TempDir) -> Self {
         for _ in 0..50 {
             let port = two_free_ports();
-            if let Some(process) = start(directory.path(), port) {
+            if let Some(process) = start(directory.path(), port, "clear") {
                 return Self { directory, port, process };
             }
         }
@@ -155,9 +164,10 @@ fn two_free_ports() -> u16 {
 }
 
 /// `None` when somebody else took a port first: swtpm then ends at once.
-fn start(base: &Path, port: u16) -> Option<Child> {
+fn start(base: &Path, port: u16, startup: &str) -> Option<Child> {
     let mut process = Command::new("swtpm")
-        .args(["socket", "--tpm2", "--flags", "not-need-init,startup-clear"])
+        .args(["socket", "--tpm2", "--flags"])
+        .arg(format!("not-need-init,startup-{startup}"))
         .arg("--tpmstate")
         .arg(format!("dir={}/state", base.display()))
         .arg("--server")

@@ -1,10 +1,15 @@
 //! The kernel's ascii IMA log, read as it grows.
 //!
 //! The kernel appends whole lines and never changes old ones, so only what is new is read. The lines themselves are not
-//! kept: of the log stays the number of lines, the byte offset behind the last whole one, and a sparse index from line to
-//! offset. A log that is shorter than before, or begins or continues otherwise, is another log and is read from its start.
+//! kept, but for the last few: of the log stays the number of lines, the byte offset behind the last whole one, and a
+//! sparse index from line to offset. A log that is shorter than before, or begins or continues otherwise, is another log
+//! and is read from its start.
 //!
-//! The file in securityfs has no size and no change time; everything here goes by what reading gives.
+//! The file in securityfs has no size and no change time; everything here goes by what reading gives. To seek in it makes
+//! the kernel format all lines before (Linux `fs/seq_file.c`, traverse), so it stays open and is read on where it ended, and
+//! new lines come from memory: an attestation costs the same however long the log is.
+
+mod recent;
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
@@ -12,6 +17,7 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
+use self::recent::Recent;
 use super::LogError;
 
 const KEY: &str = "ima_log";
@@ -44,6 +50,9 @@ pub struct ImaLog {
     size: u64,
     /// The last bytes before `size`.
     tail: Vec<u8>,
+    recent: Recent,
+    /// Read up to `size`; only of a file without a size of its own, which is the kernel's and never another.
+    open: Option<File>,
     /// Offset of line `n * spacing`, for every `n`.
     marks: Vec<u64>,
     spacing: u64,
@@ -66,6 +75,8 @@ impl ImaLog {
             entries: 0,
             size: 0,
             tail: Vec::new(),
+            recent: Recent::default(),
+            open: None,
             marks: vec![0],
             spacing: FIRST_SPACING,
         }
@@ -78,13 +89,28 @@ impl ImaLog {
 
     /// Reads what came since the last time.
     pub fn refresh(&mut self) -> Result<Growth, LogError> {
+        let before = self.entries;
+        if let Some(mut file) = self.open.take() {
+            // Ends within a line only where this file is not what it seemed: then it is opened anew.
+            if !self.read_on(&mut file)? {
+                self.open = Some(file);
+            }
+            return Ok(Growth::Lines(self.entries - before));
+        }
         let mut file = File::open(&self.path).map_err(LogError::unreadable(KEY, &self.path))?;
         let same = self.is_still_there(&mut file).map_err(LogError::unreadable(KEY, &self.path))?;
         if !same {
             *self = Self::new(&self.path);
         }
-        let before = self.entries;
-        self.read_on(&mut file)?;
+        let before = if same { before } else { 0 };
+        file.seek(SeekFrom::Start(self.size)).map_err(LogError::unreadable(KEY, &self.path))?;
+        let partial = self.read_on(&mut file)?;
+        let has_size = file.metadata().map_err(LogError::unreadable(KEY, &self.path))?.len() > 0;
+        if has_size || partial || self.size == 0 {
+            self.remember_tail(&mut file)?;
+        } else {
+            self.open = Some(file);
+        }
         Ok(if same { Growth::Lines(self.entries - before) } else { Growth::Replaced })
     }
 
@@ -121,16 +147,24 @@ impl ImaLog {
         Ok(tail == self.tail)
     }
 
-    fn read_on(&mut self, file: &mut File) -> Result<(), LogError> {
-        let unreadable = |source| LogError::unreadable(KEY, &self.path)(source);
-        file.seek(SeekFrom::Start(self.size)).map_err(unreadable)?;
+    /// Reads to the end of the file; true when it ends within a line.
+    fn read_on(&mut self, file: &mut File) -> Result<bool, LogError> {
+        let read = self.read_lines(file);
+        if read.is_err() {
+            self.recent.forget(self.entries);
+        }
+        read
+    }
+
+    fn read_lines(&mut self, file: &mut File) -> Result<bool, LogError> {
         let mut chunk = vec![0; CHUNK];
         // What follows the last newline: the kernel is still writing it, or the next chunk has the rest.
         let mut partial: usize = 0;
         loop {
             let read = file.read(&mut chunk).map_err(LogError::unreadable(KEY, &self.path))?;
             let Some(bytes) = chunk.get(..read).filter(|bytes| !bytes.is_empty()) else {
-                return self.remember_tail(file);
+                self.recent.end(partial, self.entries);
+                return Ok(partial > 0);
             };
             for piece in bytes.split_inclusive(|byte| *byte == b'\n') {
                 partial += piece.len();
@@ -144,6 +178,7 @@ impl ImaLog {
                     self.mark();
                 }
             }
+            self.recent.append(bytes);
         }
     }
 
@@ -188,6 +223,14 @@ impl ImaLog {
                 line,
             });
         }
+        if let Some(lines) = self.recent.lines(from) {
+            for line in (from..to).zip(lines).map(|(_, line)| line) {
+                if !show(line) {
+                    break;
+                }
+            }
+            return Ok(());
+        }
         let unreadable = |source| LogError::unreadable(KEY, &self.path)(source);
         let mark = usize::try_from(from / self.spacing).unwrap_or(usize::MAX).min(self.marks.len() - 1);
         let offset = self.marks.get(mark).copied().unwrap_or_default();
@@ -227,148 +270,4 @@ impl ImaLog {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::fs::{self, OpenOptions};
-    use std::io::Write;
-
-    use super::*;
-
-    const RECORDED: &[u8] =
-        include_bytes!("../../tests/data/device-secure-violations/ascii_runtime_measurements");
-
-    fn log_file(content: &[u8]) -> (tempfile::TempDir, PathBuf) {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("ascii_runtime_measurements");
-        fs::write(&path, content).unwrap();
-        (directory, path)
-    }
-
-    fn append(path: &Path, content: &[u8]) {
-        OpenOptions::new().append(true).open(path).unwrap().write_all(content).unwrap();
-    }
-
-    #[test]
-    fn a_recorded_log_comes_out_as_it_went_in_however_it_grew() {
-        // Cuts in the middle of lines, at a newline, and several at once.
-        for steps in [vec![0], vec![1, 500, 64_000], vec![100, 100, 101, 4096, 30_000], vec![RECORDED.len()]]
-        {
-            let (_directory, path) = log_file(b"");
-            let mut log = ImaLog::new(&path);
-            let mut written = 0;
-            for step in steps.into_iter().chain([RECORDED.len()]) {
-                append(&path, &RECORDED[written..step.max(written)]);
-                written = step.max(written);
-                log.refresh().unwrap();
-                let whole = RECORDED[..written]
-                    .split_inclusive(|byte| *byte == b'\n')
-                    .filter(|line| line.ends_with(b"\n"))
-                    .count();
-                assert_eq!(log.entries(), whole as u64);
-            }
-            assert_eq!(log.entries(), 390);
-            assert_eq!(
-                log.lines(0, u64::MAX, usize::MAX).unwrap(),
-                Lines { bytes: RECORDED.to_vec(), end: 390 }
-            );
-            assert_eq!(log.digest(0, 390).unwrap().as_slice(), Sha256::digest(RECORDED).as_slice());
-        }
-    }
-
-    #[test]
-    fn a_line_that_is_still_being_written_is_not_there_yet() {
-        let (_directory, path) = log_file(b"one\ntw");
-        let mut log = ImaLog::new(&path);
-        assert_eq!(log.refresh().unwrap(), Growth::Lines(1));
-        assert_eq!(log.lines(0, u64::MAX, 100).unwrap().bytes, b"one\n");
-        append(&path, b"o\nthree");
-        assert_eq!(log.refresh().unwrap(), Growth::Lines(1));
-        assert_eq!(log.lines(1, u64::MAX, 100).unwrap().bytes, b"two\n");
-        assert_eq!(log.refresh().unwrap(), Growth::Lines(0));
-    }
-
-    #[test]
-    fn parts_of_whole_lines_add_up_to_the_log() {
-        let (_directory, path) = log_file(RECORDED);
-        let mut log = ImaLog::new(&path);
-        log.refresh().unwrap();
-        let (mut from, mut gathered) = (0, Vec::new());
-        loop {
-            let part = log.lines(from, u64::MAX, 1000).unwrap();
-            if part.bytes.is_empty() {
-                break;
-            }
-            assert!(part.bytes.len() <= 1000 && part.bytes.ends_with(b"\n"));
-            gathered.extend(part.bytes);
-            from = part.end;
-        }
-        assert_eq!((from, gathered.as_slice()), (390, RECORDED));
-    }
-
-    #[test]
-    fn a_line_longer_than_a_part_still_goes_up() {
-        let (_directory, path) = log_file(b"a\nlonger than four\nb\n");
-        let mut log = ImaLog::new(&path);
-        log.refresh().unwrap();
-        assert_eq!(log.lines(0, 1, 100).unwrap(), Lines { bytes: b"a\n".to_vec(), end: 1 });
-        assert_eq!(log.lines(1, 1, 100).unwrap(), Lines { bytes: Vec::new(), end: 1 });
-        assert_eq!(
-            log.lines(1, u64::MAX, 4).unwrap(),
-            Lines { bytes: b"longer than four\n".to_vec(), end: 2 }
-        );
-    }
-
-    #[test]
-    fn any_line_of_a_long_log_is_found_with_few_marks() {
-        let text: String =
-            (0..600_000).flat_map(|number: u32| [number.to_string(), "\n".to_owned()]).collect();
-        let (_directory, path) = log_file(text.as_bytes());
-        let mut log = ImaLog::new(&path);
-        log.refresh().unwrap();
-        assert!(log.marks.len() <= MARKS && log.spacing > FIRST_SPACING);
-        for number in [0, 1, 63, 64, 65, 8191, 262_144, 599_999] {
-            assert_eq!(log.lines(number, u64::MAX, 1).unwrap().bytes, format!("{number}\n").into_bytes());
-        }
-        assert_eq!(log.lines(600_000, u64::MAX, 1).unwrap(), Lines { bytes: Vec::new(), end: 600_000 });
-    }
-
-    #[test]
-    fn another_log_under_the_same_name_is_noticed() {
-        let (_directory, path) = log_file(RECORDED);
-        let mut log = ImaLog::new(&path);
-        log.refresh().unwrap();
-        for other in [&b"10 new boot\n"[..], b"", &[RECORDED, b"more\n"].concat()[1..]] {
-            fs::write(&path, other).unwrap();
-            assert_eq!(log.refresh().unwrap(), Growth::Replaced);
-            assert_eq!(log.lines(0, u64::MAX, usize::MAX).unwrap().bytes, other);
-            fs::write(&path, RECORDED).unwrap();
-            log.refresh().unwrap();
-            assert_eq!(log.entries(), 390);
-        }
-    }
-
-    #[test]
-    fn lines_that_are_not_there_are_an_error_not_an_empty_answer() {
-        let (_directory, path) = log_file(b"one\n");
-        let mut log = ImaLog::new(&path);
-        log.refresh().unwrap();
-        assert!(matches!(log.lines(2, u64::MAX, 100), Err(LogError::NoSuchLine { entries: 1, line: 2, .. })));
-        assert!(matches!(log.digest(0, 2), Err(LogError::NoSuchLine { .. })));
-        fs::write(&path, b"").unwrap();
-        assert!(
-            matches!(log.lines(0, u64::MAX, 100), Err(LogError::NoSuchLine { .. })),
-            "replaced without a refresh"
-        );
-    }
-
-    #[test]
-    fn a_file_without_lines_does_not_fill_the_memory() {
-        let (_directory, path) = log_file(&vec![0; LONGEST_LINE + 1]);
-        assert!(matches!(ImaLog::new(&path).refresh(), Err(LogError::NotThat { .. })));
-    }
-
-    #[test]
-    fn a_missing_file_is_named_with_its_key() {
-        let error = ImaLog::new(Path::new("/nonexistent/ima")).refresh().unwrap_err().to_string();
-        assert!(error.contains("ima_log") && error.contains("/nonexistent/ima"), "{error}");
-    }
-}
+mod tests;
