@@ -82,18 +82,23 @@ impl UefiCache {
             return Some(log);
         }
         let disk = Arc::clone(self.disk.as_ref()?);
-        let (at_disk, digest) = (Arc::clone(&self.at_disk), *digest);
-        let read = async move {
-            let turn = at_disk.acquire_owned().await.ok()?;
-            let reading = move || {
-                let _turn = turn;
-                disk.read(&digest)
-            };
-            tokio::task::spawn_blocking(reading).await.ok()?
+        tokio::time::timeout(DISK_PATIENCE, self.read(disk, *digest)).await.ok()?
+    }
+
+    async fn read(&self, disk: Arc<Disk>, digest: Digest) -> Option<Arc<UefiLog>> {
+        let turn = Arc::clone(&self.at_disk).acquire_owned().await.ok()?;
+        // a whole fleet that comes back asks for the same log at once
+        if let Some(log) = self.memory.get(digest.as_bytes()) {
+            return Some(log);
+        }
+        let memory = self.memory.clone();
+        let reading = move || {
+            let _turn = turn;
+            let log = Arc::new(UefiLog::new(disk.read(&digest)?));
+            memory.insert(*digest.as_bytes(), Arc::clone(&log));
+            Some(log)
         };
-        let log = Arc::new(UefiLog::new(tokio::time::timeout(DISK_PATIENCE, read).await.ok()??));
-        self.memory.insert(*digest.as_bytes(), Arc::clone(&log));
-        Some(log)
+        tokio::task::spawn_blocking(reading).await.ok()?
     }
 
     /// Keeps a log that has this digest: the exchange has checked it
