@@ -15,8 +15,8 @@ use super::retry::{Jitter, doubled};
 use super::{Delivery, Time};
 use crate::codec;
 use crate::messages::{
-    Activation, BootMarker, BootTag, Challenge, Digest, Down, Evidence, LaterReason, Need, Proof,
-    Question, Ready, ReadyTag, State, Unchanged, Up,
+    Activation, BootMarker, BootTag, Challenge, Digest, Down, Evidence, LaterReason, Need, Proof, Question,
+    Ready, ReadyTag, State, Unchanged, Up,
 };
 use crate::topics::Via;
 

@@ -126,7 +126,8 @@ impl Relay {
         let Some(log) = self.facts.as_ref().and_then(|facts| facts.uefi) else { return self.start_over() };
         let total = blob.total.map(u64::from).filter(|total| (1..=MAX_PACKED_UEFI).contains(total));
         let grown = (gather.uefi.len() + blob.part.as_slice().len()) as u64;
-        let Some(total) = total.filter(|total| *total >= grown && gather.total.is_none_or(|same| same == *total))
+        let Some(total) =
+            total.filter(|total| *total >= grown && gather.total.is_none_or(|same| same == *total))
         else {
             self.phase = Phase::Gather(gather);
             return self.dropped("Blob", "a part of the UEFI log beyond what its parts say it has");
