@@ -7,7 +7,7 @@ use super::phase::{Phase, Repeat, Retry, Step, Unsubmitted};
 use super::port::{
     Command, Facts, ImaText, Offer, Offered, Restore, Restored, Restoring, Token, Unavailable,
 };
-use super::{Delivery, Notice, Relay, Time, doubled, whole_seconds};
+use super::{Delivery, Form, Notice, Relay, Time, doubled, whole_seconds};
 use crate::codec;
 use crate::compact::unpack_ima;
 use crate::messages::limits::MAX_INLINE_IMA;
@@ -116,7 +116,7 @@ impl Relay {
             ima_offset: offer.ima_offset().map(|from| self.ima_next(from)),
             held: self.held_for(&offer).map(|held| held.tag()),
             ticket: self.ticket.clone(),
-            full: self.full,
+            full: self.form == Form::Full,
             reference: offer.ima_offset().is_some() && self.reference().is_some(),
         };
         self.phase = Phase::AwaitEvidence { offer, repeat: repeat.at(now), told: false };
@@ -218,12 +218,12 @@ impl Relay {
         match restoring {
             Restoring::Explained { restored, pcrs, ima } => {
                 self.held = Some(pcrs);
-                self.full = false;
+                self.form = Form::Brief;
                 self.submit(Unsubmitted { offer, restored, ima }, now);
             }
             Restoring::Unexplained { restored, pcrs, what } => {
                 self.held = Some(pcrs);
-                self.full = false;
+                self.form = Form::Brief;
                 self.notice(Notice::Unexplained { what });
                 self.ask_to_state(offer, evidence, restored, now);
             }
@@ -234,12 +234,12 @@ impl Relay {
 
     /// What the device left out is not what the bridge put in its place: the same question, to be answered in full.
     fn refuted(&mut self, offer: Offer, now: Time) {
-        if self.full {
+        if self.form == Form::Full {
             return self.spoiled(offer, "Evidence", "not in full although asked for so", now);
         }
         self.dropped("Evidence", "the brief form does not verify; asked for the full one");
         self.held = None;
-        self.full = true;
+        self.form = Form::Full;
         self.gather_ima_or_ask(offer, now);
     }
 
@@ -248,7 +248,7 @@ impl Relay {
         self.dropped(kind, why);
         self.spoiled += 1;
         self.held = None;
-        self.full = true;
+        self.form = Form::Full;
         if self.spoiled % 2 == 1 {
             self.gather_ima_or_ask(offer, now);
         } else {

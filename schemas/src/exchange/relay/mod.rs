@@ -48,6 +48,14 @@ const LEAST_BETWEEN_OFFERS: Duration = Duration::from_secs(5);
 /// The interval to reckon with until the verifier has named its own: Keylime's agents use it as default.
 const ASSUMED_INTERVAL: Duration = Duration::from_secs(60);
 
+/// How the next answer shall come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Form {
+    Brief,
+    /// What a brief one left out was guessed wrong.
+    Full,
+}
+
 /// The bridge's half for one device.
 #[derive(Debug)]
 pub struct Relay {
@@ -66,8 +74,7 @@ pub struct Relay {
     held: Option<PcrValues>,
     /// The nonce of the challenge sent last: another one is sent lean, the same again is not.
     asked: Option<Nonce>,
-    /// What a brief answer left out was guessed wrong: the next one shall be full.
-    full: bool,
+    form: Form,
     /// What came packed with the reference could not be read: the device shall do without.
     plain: bool,
     gathered: Option<Gathered>,
@@ -110,7 +117,7 @@ impl Relay {
             passed_ima: None,
             held: None,
             asked: None,
-            full: false,
+            form: Form::Brief,
             plain: false,
             gathered: None,
             activated: None,
