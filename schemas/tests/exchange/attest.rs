@@ -74,11 +74,13 @@ impl Attest {
     }
 }
 
-/// What the bridge's shell makes of evidence.
-pub(crate) fn restored(restore: &Restore) -> Restoring {
+/// What the bridge's shell makes of evidence. `last` is PCR 10 of the last quote that was bound: where a log probably
+/// goes on when nothing better is known, and no harm is done if not.
+pub(crate) fn restored(restore: &Restore, last: &mut Option<Digest>) -> Restoring {
+    let led_to = restore.ima.as_ref().and_then(|text| led_to(text, *last));
     let (quote, pcrs) = match &restore.quote {
         Quote::Full(signed) => (signed.clone(), restore.pcrs.clone()),
-        Quote::Brief(brief) => match completed(restore, brief) {
+        Quote::Brief(brief) => match completed(restore, brief, led_to) {
             Some(completed) => completed,
             None => return Restoring::Refuted,
         },
@@ -95,8 +97,9 @@ pub(crate) fn restored(restore: &Restore) -> Restoring {
         ima: restore.ima.as_ref().map(|text| text.lines.clone()),
         uefi: restore.uefi,
     });
+    *last = pcrs.value(IMA_PCR).copied().map(Digest::from);
     let Some(text) = &restore.ima else { return Restoring::Explained { restored, pcrs, ima: None } };
-    match led_to(text) {
+    match led_to {
         Some(pcr10) if pcrs.value(IMA_PCR) == Some(pcr10.as_bytes()) => {
             let entries = text.offset + count(&text.lines);
             Restoring::Explained { restored, pcrs, ima: Some(ImaState { entries, pcr10 }) }
@@ -106,11 +109,11 @@ pub(crate) fn restored(restore: &Restore) -> Restoring {
 }
 
 /// The quote of which the device sent what only its TPM knew, if the rest is known.
-fn completed(restore: &Restore, brief: &Brief) -> Option<(Signed, PcrValues)> {
+fn completed(restore: &Restore, brief: &Brief, led_to: Option<Digest>) -> Option<(Signed, PcrValues)> {
     let stated = Attest::read(&restore.boot_statement)?;
     let mut pcrs = restore.pcrs.clone();
     if restore.offer.pcrs.contains(IMA_PCR) && pcrs.value(IMA_PCR).is_none() {
-        let pcr10 = led_to(restore.ima.as_ref()?)?;
+        let pcr10 = led_to?;
         let mask = PcrMask::try_from(1 << IMA_PCR).ok()?;
         pcrs = pcrs.overlaid(&PcrValues::new(mask, vec![*pcr10.as_bytes()]).ok()?);
     }
@@ -140,11 +143,11 @@ fn binds(restore: &Restore, quote: &Signed, pcrs: &PcrValues) -> bool {
 }
 
 /// PCR 10 where the lines end, when it is known where they begin.
-fn led_to(text: &ImaText) -> Option<Digest> {
+fn led_to(text: &ImaText, last: Option<Digest>) -> Option<Digest> {
     let from = match text.state {
         Some(state) => state.pcr10,
         None if text.offset == 0 => Digest::from(BOOT),
-        None => return None,
+        None => last?,
     };
     Some(chained(from, &text.lines))
 }
