@@ -74,10 +74,12 @@ impl Attest {
     }
 }
 
-/// What the bridge's shell makes of evidence. `last` is PCR 10 of the last quote that was bound: where a log probably
-/// goes on when nothing better is known, and no harm is done if not.
-pub(crate) fn restored(restore: &Restore, last: &mut Option<Digest>) -> Restoring {
-    let led_to = restore.ima.as_ref().and_then(|text| led_to(text, *last));
+/// What the bridge's shell makes of evidence. `last` is PCR 10 of the last quote that was submitted: where a log probably
+/// goes on when nothing better is known.
+///
+/// A quote that was bound and not submitted would not do: without any lines it would lead to itself.
+pub(crate) fn restored(restore: &Restore, last: Option<Digest>) -> Restoring {
+    let led_to = restore.ima.as_ref().and_then(|text| led_to(text, last));
     let (quote, pcrs) = match &restore.quote {
         Quote::Full(signed) => (signed.clone(), restore.pcrs.clone()),
         Quote::Brief(brief) => match completed(restore, brief, led_to) {
@@ -97,7 +99,6 @@ pub(crate) fn restored(restore: &Restore, last: &mut Option<Digest>) -> Restorin
         ima: restore.ima.as_ref().map(|text| text.lines.clone()),
         uefi: restore.uefi,
     });
-    *last = pcrs.value(IMA_PCR).copied().map(Digest::from);
     let Some(text) = &restore.ima else { return Restoring::Explained { restored, pcrs, ima: None } };
     match led_to {
         Some(pcr10) if pcrs.value(IMA_PCR) == Some(pcr10.as_bytes()) => {

@@ -34,8 +34,8 @@ fn steady(policy: Policy) -> World {
 fn pass(world: &mut World, passes: usize) {
     let wanted = world.passes() + passes;
     let limit = world.now + Duration::from_secs(60 * passes as u64);
-    let passed = world.run_until(limit, |world| world.passes() == wanted);
-    assert!(passed, "{:?}\n{}", world.dropped, world.tail());
+    let done = world.run_until(limit, |world| world.passes() == wanted);
+    assert!(done, "{:?}\n{}", world.dropped, world.tail());
     assert!(!world.verdicts().contains(&Verdict::Fail));
     assert_eq!((world.keylime.foreign_nonces, world.refused), (0, 0));
 }
@@ -46,11 +46,8 @@ fn evidence(world: &World) -> Vec<&Evidence> {
 }
 
 fn challenges(world: &World) -> Vec<&Challenge> {
-    let challenge = |question| match question {
-        &Question::Challenge(ref challenge) => Some(challenge),
-        _ => None,
-    };
-    world.asked_device.iter().filter_map(|(question, _)| challenge(question)).collect()
+    let asked = world.asked_device.iter().map(|(question, _)| question);
+    asked.filter_map(|asked| if let Question::Challenge(one) = asked { Some(one) } else { None }).collect()
 }
 
 /// Whether each evidence was in full.
@@ -154,7 +151,8 @@ fn a_suspend_is_told_in_a_few_bytes() {
 
 #[test]
 fn a_wrong_guess_is_repaired_by_one_full_answer_and_the_next_is_brief_again() {
-    let changes: [(&str, fn(&mut Device)); 2] = [
+    type Change = fn(&mut Device);
+    let changes: [(&str, Change); 2] = [
         ("the bridge holds another value", |device| {
             device.extended.insert(1, 0x77);
         }),

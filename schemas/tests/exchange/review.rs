@@ -151,7 +151,7 @@ fn changed_line(up: Up) -> Vec<Up> {
         Up::Blob(blob) if blob.log == LogKind::Ima && blob.offset == 0 => {
             let mut lines = lines_of(&blob);
             lines[5] = b'f';
-            vec![Up::Blob(with_lines(blob, &lines))]
+            vec![Up::Blob(with_lines(&blob, &lines))]
         }
         other => vec![other],
     }
@@ -162,7 +162,7 @@ fn lines_from_nowhere(up: Up) -> Vec<Up> {
         Up::Blob(blob) if blob.log == LogKind::Ima => {
             let mut lines = lines_of(&blob);
             lines.extend(b"10 00 ima-ng sha256:00 /nowhere\n".repeat(300));
-            vec![Up::Blob(with_lines(blob, &lines))]
+            vec![Up::Blob(with_lines(&blob, &lines))]
         }
         other => vec![other],
     }
@@ -172,8 +172,8 @@ fn lines_of(blob: &Blob) -> Vec<u8> {
     unpack_ima(blob.part.as_slice(), MAX_PART_LINES, None).unwrap()
 }
 
-fn with_lines(blob: Blob, lines: &[u8]) -> Blob {
-    Blob { part: pack_ima(lines, None).try_into().unwrap(), ..blob }
+fn with_lines(blob: &Blob, lines: &[u8]) -> Blob {
+    Blob { part: pack_ima(lines, None).try_into().unwrap(), ..blob.clone() }
 }
 
 #[test]

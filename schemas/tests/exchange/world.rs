@@ -7,6 +7,7 @@ use std::fmt::{Debug, Write};
 use std::sync::Arc;
 use std::time::Duration;
 
+use keylime_mqtt_schemas::codec::decode;
 use keylime_mqtt_schemas::compact::Reference;
 use keylime_mqtt_schemas::exchange::attester::{self, Attester};
 use keylime_mqtt_schemas::exchange::relay::{
@@ -17,7 +18,7 @@ use keylime_mqtt_schemas::exchange::relay::{Activated, Offered, Proven};
 use keylime_mqtt_schemas::exchange::{Delivery, Time, relay::Report};
 use keylime_mqtt_schemas::fragment::Reassembly;
 use keylime_mqtt_schemas::messages::{
-    AkName, Digest, LaterReason, Outcome, Question, RefusedReason, Up, Verdict,
+    AkName, Digest, IMA_PCR, LaterReason, Outcome, PcrValues, Question, RefusedReason, Up, Verdict,
 };
 use keylime_mqtt_schemas::wire::{pack_down, pack_up, unpack_down, unpack_up};
 
@@ -83,7 +84,7 @@ impl Lossy {
     /// One in four.
     fn loses(&mut self) -> bool {
         self.seed = self.seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (self.seed >> 33) % 4 == 0
+        (self.seed >> 33).is_multiple_of(4)
     }
 }
 
@@ -110,7 +111,7 @@ pub(crate) struct World {
     /// What happened, for a reader of a failed run.
     pub(crate) trace: Vec<String>,
     pub(crate) uefi_cache: Vec<Digest>,
-    /// PCR 10 of the last quote that was bound.
+    /// PCR 10 of the last quote that was submitted.
     last_pcr10: Option<Digest>,
     /// Reference files that the bridge has.
     references: Arc<[Reference]>,
@@ -454,8 +455,9 @@ impl World {
             Command::Offer { token, facts } => Done::Offered(self.keylime.offered(token, facts, now)),
             Command::FindUefi(digest) => Done::UefiFound(self.uefi_cache.contains(digest)),
             Command::KeepUefi(..) => return None,
-            Command::Restore(restore) => Done::Restored(attest::restored(restore, &mut self.last_pcr10)),
+            Command::Restore(restore) => Done::Restored(attest::restored(restore, self.last_pcr10)),
             Command::Submit { token, offer, restored } => {
+                self.last_pcr10 = pcr10(&restored.pcr_blob);
                 let held = restored.uefi.is_none_or(|log| self.uefi_cache.contains(&log));
                 assert!(held, "a UEFI log is submitted that the bridge does not have");
                 Done::Submitted(self.keylime.submitted(token, offer.index, restored, now))
@@ -523,6 +525,11 @@ fn opened(up: &Up, device: &Device) -> Option<OpenedTicket> {
     let Up::Ready(ready) = up else { return None };
     let ticket = String::from_utf8(ready.ticket.clone()?.into_vec()).ok()?;
     Some(OpenedTicket { token: Token::new(ticket.strip_prefix("ticket:")?.to_owned()), ak: device.ak() })
+}
+
+fn pcr10(pcr_blob: &[u8]) -> Option<Digest> {
+    let values: PcrValues = decode(pcr_blob).ok()?;
+    values.value(IMA_PCR).copied().map(Digest::from)
 }
 
 /// A command as a word.
