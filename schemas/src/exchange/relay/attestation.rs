@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use super::gather::EndsWithNewline as _;
+use super::gather::{EndsWithNewline as _, lines};
 use super::phase::{Phase, Repeat, Retry, Step, Unsubmitted};
 use super::port::{
-    Command, Facts, ImaText, Offer, Offered, Restore, Restored, Restoring, Token, Unavailable,
+    Command, Facts, ImaState, ImaText, Offer, Offered, Restore, Restored, Restoring, Token, Unavailable,
 };
 use super::{Delivery, Form, Notice, Relay, Time, doubled, whole_seconds};
 use crate::codec;
@@ -310,7 +310,14 @@ impl Relay {
     /// The device itself said so: Keylime shall judge. Otherwise it was changed on the way.
     pub(super) fn stated(&mut self, offer: Offer, restored: Box<Restored>, good: bool, now: Time) {
         if good {
-            self.submit(Unsubmitted { offer, restored, ima: None }, now);
+            // where its lines lead is known once Keylime has followed them to a PASS
+            let lines = restored.ima.as_deref().map_or(0, lines);
+            let pcr10 = self.held.as_ref().and_then(|held| held.value(IMA_PCR)).copied();
+            let ima = offer
+                .ima_offset()
+                .zip(pcr10)
+                .map(|(from, pcr10)| ImaState { entries: from + lines, pcr10: Digest::from(pcr10) });
+            self.submit(Unsubmitted { offer, restored, ima }, now);
         } else {
             // what was gathered before the quote may be what was changed
             self.gathered = None;
