@@ -74,12 +74,10 @@ impl Attest {
     }
 }
 
-/// What the bridge's shell makes of evidence. `last` is PCR 10 of the last quote that was submitted: where a log probably
-/// goes on when nothing better is known.
-///
-/// A quote that was bound and not submitted would not do: without any lines it would lead to itself.
-pub(crate) fn restored(restore: &Restore, last: Option<Digest>) -> Restoring {
-    let led_to = restore.ima.as_ref().and_then(|text| led_to(text, last));
+/// What the bridge's shell makes of evidence. Where the lines begin is never guessed: a quote that nothing has judged, taken
+/// for the start, would lead to itself without any lines.
+pub(crate) fn restored(restore: &Restore) -> Restoring {
+    let led_to = restore.ima.as_ref().and_then(led_to);
     let (quote, pcrs) = match &restore.quote {
         Quote::Full(signed) => (signed.clone(), restore.pcrs.clone()),
         Quote::Brief(brief) => match completed(restore, brief, led_to) {
@@ -144,11 +142,11 @@ fn binds(restore: &Restore, quote: &Signed, pcrs: &PcrValues) -> bool {
 }
 
 /// PCR 10 where the lines end, when it is known where they begin.
-fn led_to(text: &ImaText, last: Option<Digest>) -> Option<Digest> {
+fn led_to(text: &ImaText) -> Option<Digest> {
     let from = match text.state {
         Some(state) => state.pcr10,
         None if text.offset == 0 => Digest::from(BOOT),
-        None => last?,
+        None => return None,
     };
     Some(chained(from, &text.lines))
 }

@@ -63,7 +63,7 @@ fn bounded<const MAX: usize>(bytes: Vec<u8>) -> Bounded<MAX> {
     bytes.try_into().unwrap()
 }
 
-const UEFI_LIES: [(&str, Lie); 8] = [
+const UEFI_LIES: [(&str, Lie); 9] = [
     ("a total below what its parts have", |up| uefi_blob(up, |blob| Blob { total: Some(10_000), ..blob })),
     ("a total of the first part", |up| {
         uefi_blob(up, |blob| Blob { total: Some(blob.part.as_slice().len() as u32), ..blob })
@@ -71,6 +71,9 @@ const UEFI_LIES: [(&str, Lie); 8] = [
     ("no total", |up| uefi_blob(up, |blob| Blob { total: None, ..blob })),
     ("a total of nothing", |up| uefi_blob(up, |blob| Blob { total: Some(0), ..blob })),
     ("a total above any log", |up| uefi_blob(up, |blob| Blob { total: Some(u32::MAX), ..blob })),
+    ("a total that changes", |up| {
+        uefi_blob(up, |blob| Blob { total: blob.total.map(|total| total + blob.offset as u32 + 1), ..blob })
+    }),
     ("parts that do not unpack", |up| {
         uefi_blob(up, |blob| Blob { part: bounded(vec![0xff; blob.part.as_slice().len()]), ..blob })
     }),

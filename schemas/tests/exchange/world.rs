@@ -7,7 +7,6 @@ use std::fmt::{Debug, Write};
 use std::sync::Arc;
 use std::time::Duration;
 
-use keylime_mqtt_schemas::codec::decode;
 use keylime_mqtt_schemas::compact::Reference;
 use keylime_mqtt_schemas::exchange::attester::{self, Attester};
 use keylime_mqtt_schemas::exchange::relay::{
@@ -18,7 +17,7 @@ use keylime_mqtt_schemas::exchange::relay::{Activated, Offered, Proven};
 use keylime_mqtt_schemas::exchange::{Delivery, Time, relay::Report};
 use keylime_mqtt_schemas::fragment::Reassembly;
 use keylime_mqtt_schemas::messages::{
-    AkName, Digest, IMA_PCR, LaterReason, Outcome, PcrValues, Question, RefusedReason, Up, Verdict,
+    AkName, Digest, LaterReason, Outcome, Question, RefusedReason, Up, Verdict,
 };
 use keylime_mqtt_schemas::wire::{pack_down, pack_up, unpack_down, unpack_up};
 
@@ -111,8 +110,6 @@ pub(crate) struct World {
     /// What happened, for a reader of a failed run.
     pub(crate) trace: Vec<String>,
     pub(crate) uefi_cache: Vec<Digest>,
-    /// PCR 10 of the last quote that was submitted.
-    last_pcr10: Option<Digest>,
     /// Reference files that the bridge has.
     references: Arc<[Reference]>,
     pub(crate) reports: Vec<(Time, Report)>,
@@ -157,7 +154,6 @@ impl World {
             last_fault: Time::ZERO,
             trace: Vec::new(),
             uefi_cache: Vec::new(),
-            last_pcr10: None,
             references,
             reports: Vec::new(),
             waiting: Vec::new(),
@@ -264,7 +260,6 @@ impl World {
         self.relay = relay(&self.device, self.bridge_life, &self.references);
         self.reassembly = Reassembly::default();
         self.uefi_cache.clear();
-        self.last_pcr10 = None;
         // the retained presence
         self.push(RECONNECT, Event::Present);
     }
@@ -455,9 +450,8 @@ impl World {
             Command::Offer { token, facts } => Done::Offered(self.keylime.offered(token, facts, now)),
             Command::FindUefi(digest) => Done::UefiFound(self.uefi_cache.contains(digest)),
             Command::KeepUefi(..) => return None,
-            Command::Restore(restore) => Done::Restored(attest::restored(restore, self.last_pcr10)),
+            Command::Restore(restore) => Done::Restored(attest::restored(restore)),
             Command::Submit { token, offer, restored } => {
-                self.last_pcr10 = pcr10(&restored.pcr_blob);
                 let held = restored.uefi.is_none_or(|log| self.uefi_cache.contains(&log));
                 assert!(held, "a UEFI log is submitted that the bridge does not have");
                 Done::Submitted(self.keylime.submitted(token, offer.index, restored, now))
@@ -525,11 +519,6 @@ fn opened(up: &Up, device: &Device) -> Option<OpenedTicket> {
     let Up::Ready(ready) = up else { return None };
     let ticket = String::from_utf8(ready.ticket.clone()?.into_vec()).ok()?;
     Some(OpenedTicket { token: Token::new(ticket.strip_prefix("ticket:")?.to_owned()), ak: device.ak() })
-}
-
-fn pcr10(pcr_blob: &[u8]) -> Option<Digest> {
-    let values: PcrValues = decode(pcr_blob).ok()?;
-    values.value(IMA_PCR).copied().map(Digest::from)
 }
 
 /// A command as a word.
