@@ -167,7 +167,7 @@ pub fn exit_code_of(error: &CliError) -> u8 {
     }
 }
 
-/// By level and target; what EnvFilter can do beyond that would double what the device has to hold.
+/// By level and target; what EnvFilter can do beyond that needs a regex engine of its own on the device.
 fn filter(filter: &str) -> Result<Targets, CliError> {
     format!("{filter},{QUIET}")
         .parse()

@@ -50,7 +50,7 @@ pub fn unpack_up(payload: Vec<u8>, reassembly: &mut Reassembly, now: Time) -> Re
 
 /// What a device says unasked.
 fn is_first_contact(up: &Up) -> bool {
-    matches!(up, Up::Enrol(_) | Up::Ready(_))
+    matches!(up, Up::Enrol(_) | Up::Ready(_) | Up::Unchanged(_))
 }
 
 /// A bridge's message as one payload.

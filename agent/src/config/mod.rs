@@ -77,7 +77,7 @@ pub struct Config {
     /// Largest MQTT payload in bytes; what is larger goes in parts.
     #[serde(default = "payload_bytes")]
     pub payload_bytes: usize,
-    /// Filter for the log, as in RUST_LOG: `info`, `debug`, `keylime_mqtt_agent=debug,warn`.
+    /// Filter for the log by level and target, as in RUST_LOG: `info`, `keylime_mqtt_agent=debug,warn`.
     #[serde(default = "log")]
     pub log: String,
     /// The TPM.

@@ -15,6 +15,8 @@ use crate::tpm::{Clock, Quoted, TpmError};
 
 /// Quotes made until one is explained by the values read after it. Only PCRs other than IMA's can need a second one.
 const QUOTE_TRIES: usize = 8;
+/// Bytes of IMA lines in one answer. Lines that cannot be packed travel as they are with a head of some bytes.
+const MOST_LINES: usize = MAX_INLINE_IMA - 1024;
 /// Head of a TPMT_SIGNATURE: RSASSA with SHA-256. TPM 2.0 Part 2, 11.3.4.
 const RSASSA_SHA256: [u8; 4] = [0x00, 0x14, 0x00, 0x0B];
 
@@ -111,7 +113,7 @@ impl Device {
         };
         let covered = explained.ima.map_or(log.entries(), |reached| reached.entries);
         let end = covered.max(self.announced.min(log.entries())).max(offset);
-        let lines = log.lines(offset, end, MAX_INLINE_IMA)?;
+        let lines = log.lines(offset, end, MOST_LINES)?;
         if lines.end < end {
             return Err(EvidenceError::LogAhead { missing: lines.bytes.len() });
         }

@@ -6,8 +6,9 @@ use keylime_mqtt_schemas::messages::{Blob, LogKind, Need};
 
 use super::{Device, EvidenceError, bounded};
 
-/// Bytes of IMA lines in one part: they pack into about one payload of 15 KiB, or a fifth of that with a reference.
-const IMA_PART: usize = 64 * 1024;
+/// Bytes of IMA lines in one part: they pack into about one payload of 15 KiB, or a fifth of that with a reference. Lines
+/// that cannot be packed travel as they are with a head of some bytes, and still have to fit.
+const IMA_PART: usize = MAX_PART - 1024;
 /// What a Blob has around the bytes of its part: seven heads, the kind, the log, tag, offset and total.
 const BLOB_FRAME: usize = 48;
 
@@ -44,5 +45,34 @@ impl Device {
         };
         let part = bounded("part of a log", part)?;
         Ok((Blob { log: need.log, boot: need.boot, offset: need.offset, part, total }, next))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::RngCore;
+
+    use super::*;
+
+    #[test]
+    fn lines_that_cannot_be_packed_still_fit_a_part() {
+        for line in [100, 1000, IMA_PART] {
+            let mut lines = vec![0; IMA_PART];
+            rand::rng().fill_bytes(&mut lines);
+            lines.iter_mut().skip(line - 1).step_by(line).for_each(|byte| *byte = b'\n');
+            let packed = pack_ima(&lines, None).len();
+            assert!(packed <= MAX_PART, "{packed} bytes of lines of {line}");
+        }
+    }
+
+    #[test]
+    fn a_part_of_the_uefi_log_with_all_around_it_fills_one_payload() {
+        let part = vec![0xFF; uefi_part(15 * 1024)].try_into().unwrap();
+        let boot = [0xFF; 4].into();
+        let blob = Blob { log: LogKind::Uefi, boot, offset: u64::MAX, part, total: Some(u32::MAX) };
+        let size = keylime_mqtt_schemas::codec::encode(&keylime_mqtt_schemas::messages::Up::Blob(blob))
+            .unwrap()
+            .len();
+        assert!((15 * 1024 - 32..=15 * 1024).contains(&size), "{size}");
     }
 }

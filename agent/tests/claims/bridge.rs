@@ -200,6 +200,10 @@ impl Agent {
         Self { process, log, reader: Some(reader) }
     }
 
+    pub(crate) fn pid(&self) -> u32 {
+        self.process.id()
+    }
+
     pub(crate) fn terminate(&self) {
         kill(Pid::from_raw(self.process.id().try_into().unwrap()), Signal::SIGTERM).unwrap();
     }

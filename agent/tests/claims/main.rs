@@ -11,6 +11,7 @@ mod evidence;
 mod holder;
 mod kernel;
 mod lean;
+mod memory;
 mod retry_proxy;
 mod run;
 mod shared_tpm;

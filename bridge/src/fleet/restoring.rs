@@ -18,8 +18,6 @@ pub(super) struct Job {
     pub(super) restore: Restore,
     /// The UEFI log that is wanted
     pub(super) uefi: Option<Arc<UefiLog>>,
-    /// PCR 10 of the device's last bound quote: where the verifier goes on reading the IMA log, if that quote passed
-    pub(super) last_pcr10: Option<[u8; 32]>,
 }
 
 impl Job {
@@ -30,21 +28,21 @@ impl Job {
     }
 }
 
-/// What came of it, and PCR 10 of the quote if it is bound
-pub(super) fn restore(job: Job) -> (Restoring, Option<[u8; 32]>) {
-    let Job { restore, uefi, last_pcr10 } = job;
+/// What came of it
+pub(super) fn restore(job: Job) -> Restoring {
+    let Job { restore, uefi } = job;
     let Restore { offer, quote, boot_statement, ak_public, pcrs, ima, uefi: uefi_digest } = restore;
     let Ok(ak) = AkPublic::parse(ak_public.as_slice()) else {
-        return (Restoring::Unbound(name(Unbound::Kind)), None);
+        return Restoring::Unbound(name(Unbound::Kind));
     };
-    let from = ima.as_ref().and_then(|text| known_start(text, last_pcr10));
+    let from = ima.as_ref().and_then(known_start);
     let nonce = offer.nonce.as_bytes();
     let (quote, bound, led_to) = match quote {
         Quote::Full(quote) => {
             let (attest, signature) = (quote.attest.as_slice(), quote.signature.as_slice());
             match bind(&ak, nonce, offer.pcrs, attest, signature, pcrs) {
                 Ok(bound) => (quote, bound, None),
-                Err(unbound) => return (Restoring::Unbound(name(unbound)), None),
+                Err(unbound) => return Restoring::Unbound(name(unbound)),
             }
         }
         Quote::Brief(brief) => {
@@ -55,13 +53,12 @@ pub(super) fn restore(job: Job) -> (Restoring, Option<[u8; 32]>) {
             });
             match whole {
                 Some(whole) => whole,
-                None => return (Restoring::Refuted, None),
+                None => return Restoring::Refuted,
             }
         }
     };
-    let pcr10 = bound.values().value(IMA_PCR).copied();
     let logs = Logs { from, led_to, ima, wants_uefi: offer.wants_uefi(), uefi, uefi_digest };
-    (explain(quote, bound, logs), pcr10)
+    explain(quote, bound, logs)
 }
 
 /// The values of all PCRs asked for; PCR 10, where it was left out, is what the lines lead to
@@ -129,16 +126,15 @@ fn explain(quote: Signed, bound: Bound, logs: Logs) -> Restoring {
     }
 }
 
-/// PCR 10 before the first line: zero at boot, else what the exchange or the last quote knows
+/// PCR 10 before the first line: zero at boot, else where Keylime itself has followed the log to a PASS
 ///
-/// A wrong start cannot explain anything, so a guess is safe.
-fn known_start(text: &ImaText, last_pcr10: Option<[u8; 32]>) -> Option<ImaState> {
+/// Nothing else will do: whoever takes lines away on the way would have the quote explained by a start that is the quoted value itself.
+fn known_start(text: &ImaText) -> Option<ImaState> {
     if text.offset == 0 {
         return Some(ImaState::BOOT);
     }
-    let state = text.state.filter(|state| state.entries == text.offset);
-    let pcr10 = state.map(|state| *state.pcr10.as_bytes()).or(last_pcr10)?;
-    Some(ImaState { entries: text.offset, pcr10 })
+    let state = text.state.filter(|state| state.entries == text.offset)?;
+    Some(ImaState { entries: state.entries, pcr10: *state.pcr10.as_bytes() })
 }
 
 /// Where the quote was taken, and how many bytes of the lines lead there

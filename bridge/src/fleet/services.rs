@@ -58,8 +58,6 @@ pub(super) struct Services {
 pub(super) struct Memory {
     /// The UEFI log of the attestation under way, kept from finding it to submitting it
     pub(super) uefi: Option<(Digest, Arc<UefiLog>)>,
-    /// PCR 10 of the last bound quote
-    pub(super) pcr10: Option<[u8; 32]>,
     /// What admission said last
     pub(super) admitted: Option<Admitted>,
 }
@@ -127,8 +125,8 @@ impl Services {
                     Some(digest) => self.uefi_log(digest, memory).await,
                     None => None,
                 };
-                let job = Job { restore: *restore, uefi, last_pcr10: memory.pcr10 };
-                Done::Restored(self.restore(job, memory).await)
+                let job = Job { restore: *restore, uefi };
+                Done::Restored(self.restore(job).await)
             }
             Command::Submit { token, offer, restored } => {
                 Done::Submitted(self.submit(id, &token, &offer, *restored, memory).await)
@@ -273,18 +271,16 @@ impl Services {
         outcome::offered(self.verifier.offer(id.as_str(), &token, &capabilities).await, self.now())
     }
 
-    async fn restore(&self, job: Job, memory: &mut Memory) -> Restoring {
-        let (restoring, pcr10) = if job.is_long() {
+    async fn restore(&self, job: Job) -> Restoring {
+        if job.is_long() {
             let _turn = turn(&self.restoring).await;
             match tokio::task::spawn_blocking(move || restore(job)).await {
                 Ok(done) => done,
-                Err(_) => return Restoring::Unbound("restoring it failed in the bridge"),
+                Err(_) => Restoring::Unbound("restoring it failed in the bridge"),
             }
         } else {
             restore(job)
-        };
-        memory.pcr10 = pcr10.or(memory.pcr10);
-        restoring
+        }
     }
 
     async fn submit(

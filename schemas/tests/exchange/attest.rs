@@ -74,11 +74,13 @@ impl Attest {
     }
 }
 
-/// What the bridge's shell makes of evidence.
+/// What the bridge's shell makes of evidence. Where the lines begin is never guessed: a quote that nothing has judged, taken
+/// for the start, would lead to itself without any lines.
 pub(crate) fn restored(restore: &Restore) -> Restoring {
+    let led_to = restore.ima.as_ref().and_then(led_to);
     let (quote, pcrs) = match &restore.quote {
         Quote::Full(signed) => (signed.clone(), restore.pcrs.clone()),
-        Quote::Brief(brief) => match completed(restore, brief) {
+        Quote::Brief(brief) => match completed(restore, brief, led_to) {
             Some(completed) => completed,
             None => return Restoring::Refuted,
         },
@@ -96,7 +98,7 @@ pub(crate) fn restored(restore: &Restore) -> Restoring {
         uefi: restore.uefi,
     });
     let Some(text) = &restore.ima else { return Restoring::Explained { restored, pcrs, ima: None } };
-    match led_to(text) {
+    match led_to {
         Some(pcr10) if pcrs.value(IMA_PCR) == Some(pcr10.as_bytes()) => {
             let entries = text.offset + count(&text.lines);
             Restoring::Explained { restored, pcrs, ima: Some(ImaState { entries, pcr10 }) }
@@ -106,11 +108,11 @@ pub(crate) fn restored(restore: &Restore) -> Restoring {
 }
 
 /// The quote of which the device sent what only its TPM knew, if the rest is known.
-fn completed(restore: &Restore, brief: &Brief) -> Option<(Signed, PcrValues)> {
+fn completed(restore: &Restore, brief: &Brief, led_to: Option<Digest>) -> Option<(Signed, PcrValues)> {
     let stated = Attest::read(&restore.boot_statement)?;
     let mut pcrs = restore.pcrs.clone();
     if restore.offer.pcrs.contains(IMA_PCR) && pcrs.value(IMA_PCR).is_none() {
-        let pcr10 = led_to(restore.ima.as_ref()?)?;
+        let pcr10 = led_to?;
         let mask = PcrMask::try_from(1 << IMA_PCR).ok()?;
         pcrs = pcrs.overlaid(&PcrValues::new(mask, vec![*pcr10.as_bytes()]).ok()?);
     }

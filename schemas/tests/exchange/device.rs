@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::sync::{Arc, Mutex};
 
 use keylime_mqtt_schemas::AgentId;
-use keylime_mqtt_schemas::compact::{pack_ima, pack_uefi};
+use keylime_mqtt_schemas::compact::{Reference, pack_ima, pack_uefi};
 use keylime_mqtt_schemas::exchange::attester::{Done, Work};
 use keylime_mqtt_schemas::messages::limits::MAX_INLINE_IMA;
 use keylime_mqtt_schemas::messages::{
@@ -33,8 +34,10 @@ pub(crate) struct Device {
     /// A line was changed: the log no longer gives PCR 10.
     pub(crate) tampered: bool,
     pub(crate) sleep: Option<u32>,
-    /// The reference file that it has.
+    /// The reference file that it names in `Ready`.
     pub(crate) reference: Option<Digest>,
+    /// That file; without it, what it packs with a reference cannot be unpacked.
+    pub(crate) reference_file: Option<Arc<Reference>>,
     /// So many of the next answers are brief and leave out what the bridge cannot know.
     pub(crate) careless: u32,
     /// The values it sent last, as an agent has them in memory.
@@ -59,6 +62,7 @@ impl Device {
             tampered: false,
             sleep: None,
             reference: None,
+            reference_file: None,
             careless: 0,
             said: None,
             stated: None,
@@ -232,8 +236,10 @@ impl Device {
             _ => (Quote::Full(attest.signed()), Some(values)),
         };
         let sent = lines.as_deref().filter(|lines| !lines.is_empty()).zip(challenge.ima_offset);
-        let ima = sent
-            .map(|(lines, offset)| ImaSegment { offset, packed: pack_ima(lines, None).try_into().unwrap() });
+        let ima = sent.map(|(lines, offset)| ImaSegment {
+            offset,
+            packed: self.packed(LogKind::Ima, lines, challenge.reference).try_into().unwrap(),
+        });
         let ima_end = challenge.ima_offset.zip(lines).map(|(from, lines)| from + count(&lines));
         Done::Collected { evidence: Evidence { tag: challenge.nonce.tag(), quote, pcrs, ima }, ima_end }
     }
@@ -247,10 +253,19 @@ impl Device {
         }
     }
 
+    fn packed(&self, log: LogKind, bytes: &[u8], with_reference: bool) -> Vec<u8> {
+        match &self.reference_file {
+            _ if !with_reference => packed(log, bytes, None),
+            Some(reference) => packed(log, bytes, Some(reference)),
+            None => NOT_PACKED.to_vec(),
+        }
+    }
+
     fn part(&self, need: &Need) -> Done {
         let (part, next, total) = match need.log {
             LogKind::Uefi => {
-                let packed = pack_uefi(self.uefi.as_deref().unwrap_or_default(), None);
+                let log = self.uefi.as_deref().unwrap_or_default();
+                let packed = self.packed(LogKind::Uefi, log, need.reference);
                 let (from, upto) =
                     (usize::try_from(need.offset).unwrap(), usize::try_from(need.upto).unwrap());
                 let upto = upto.min(from + PART).min(packed.len());
@@ -262,7 +277,10 @@ impl Device {
                 let most = usize::try_from(need.upto - need.offset).unwrap().min(PART / LINE);
                 let lines = self.lines_from(need.offset);
                 let lines = lines.get(..most * LINE).unwrap_or(lines);
-                let part = if lines.is_empty() { Vec::new() } else { pack_ima(lines, None) };
+                let part = match lines {
+                    [] => Vec::new(),
+                    lines => self.packed(LogKind::Ima, lines, need.reference),
+                };
                 (part, need.offset + count(lines), None)
             }
         };
@@ -270,6 +288,25 @@ impl Device {
         let blob = Blob { log: need.log, boot: need.boot, offset: need.offset, part, total };
         Done::Read { blob, next }
     }
+}
+
+/// What no packing makes.
+pub(crate) const NOT_PACKED: [u8; 9] = [0xff; 9];
+
+/// Packing takes most of a run's time, and one run packs what the others packed.
+fn packed(log: LogKind, bytes: &[u8], reference: Option<&Reference>) -> Vec<u8> {
+    type Packed = BTreeMap<(Digest, Option<Digest>), Vec<u8>>;
+    static BEFORE: Mutex<Packed> = Mutex::new(BTreeMap::new());
+    let key = (Digest::of(&[bytes]), reference.map(Reference::digest));
+    if let Some(packed) = BEFORE.lock().unwrap().get(&key) {
+        return packed.clone();
+    }
+    let packed = match log {
+        LogKind::Uefi => pack_uefi(bytes, reference),
+        LogKind::Ima => pack_ima(bytes, reference),
+    };
+    BEFORE.lock().unwrap().insert(key, packed.clone());
+    packed
 }
 
 /// Every line of the model's log has this many bytes.

@@ -7,7 +7,7 @@ use keylime_mqtt_schemas::messages::{LaterReason, Outcome, Verdict};
 
 use super::device::{Device, dense_log};
 use super::keylime::Policy;
-use super::world::{FAULTS, Fault, World};
+use super::world::{FAULTS, Fault, Lossy, World};
 
 /// PASS is back so long after the last fault: the device's silence (80 s), its first retries, and two intervals.
 const BACK_WITHIN: Duration = Duration::from_secs(240);
@@ -173,15 +173,16 @@ fn seeded_combinations_of_faults_are_repaired() {
         let faults = (0..4)
             .map(|_| (1 + draw(90), FAULTS[usize::try_from(draw(FAULTS.len() as u64)).unwrap()]))
             .collect();
-        play_with_patience(flow, faults);
+        play_with_patience(flow, faults, draw(u64::MAX));
     }
 }
 
-/// Several faults may hide each other's repair, so only the time after the last one counts.
-fn play_with_patience(flow: Flow, faults: BTreeMap<u64, Fault>) {
-    let label = format!("{} with {faults:?}", flow.name);
+/// Several faults may hide each other's repair, and lean messages get lost all the while, so only the time after the last one counts.
+fn play_with_patience(flow: Flow, faults: BTreeMap<u64, Fault>, seed: u64) {
+    let label = format!("{} with {faults:?} and lean messages lost from {seed}", flow.name);
     let last = faults.keys().copied().max().unwrap_or(0);
     let mut world = world(Flow { reboot: false, ..flow }, faults);
+    world.lossy = Some(Lossy { seed, until: last });
     let limit = Duration::from_secs(7200);
     assert!(world.run_until(limit, |world| world.events > last), "{label}: it never got so far");
     let since = world.last_fault.max(world.now);

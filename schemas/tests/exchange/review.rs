@@ -7,135 +7,17 @@ use keylime_mqtt_schemas::compact::{pack_ima, unpack_ima};
 use keylime_mqtt_schemas::exchange::Time;
 use keylime_mqtt_schemas::exchange::attester::{Done as Worked, Work};
 use keylime_mqtt_schemas::exchange::relay::{
-    Command, Done, Input, Offer, Offered, Output, Proven, Relay, Report, Requested, Restored, Restoring,
-    Session, Settings, Standing, Status, Submitted, Token,
+    Command, Done, Offer, Offered, Output, Proven, Report, Requested, Session, Status, Token,
 };
 use keylime_mqtt_schemas::messages::limits::MAX_PART_LINES;
 use keylime_mqtt_schemas::messages::{
-    Blob, Challenge, Evidence, LaterReason, LogKind, Nonce, NotYet, NotYetReason, Outcome, PcrMask, Prove,
-    Question, Quote, Ready, Up, Verdict,
+    Blob, Evidence, LaterReason, LogKind, Nonce, NotYet, NotYetReason, Outcome, Prove, Question, Up, Verdict,
 };
 
 use super::device::{Device, dense_log};
-use super::keylime::{INTERVAL, Policy};
+use super::hand::{AT, Hand};
+use super::keylime::Policy;
 use super::world::World;
-
-const AT: fn(u64) -> Time = Duration::from_secs;
-
-/// A relay driven by hand, for what the modelled Keylime does not do.
-struct Hand {
-    relay: Relay,
-    device: Device,
-    nonce: u8,
-}
-
-impl Hand {
-    fn new() -> Self {
-        let device = Device::new("device-1", 1);
-        Self { relay: Relay::new(device.id.clone(), Settings::default()), device, nonce: 0 }
-    }
-
-    fn described(&mut self) -> Ready {
-        let Worked::Described(ready) = self.device.work(Work::Describe) else { unreachable!() };
-        ready
-    }
-
-    fn outputs(&mut self) -> Vec<Output> {
-        std::iter::from_fn(|| self.relay.poll_output()).collect()
-    }
-
-    fn told(&mut self, input: Input, now: Time) -> Vec<Output> {
-        self.relay.handle(input, now);
-        self.outputs()
-    }
-
-    fn says(&mut self, up: Up, now: Time) -> Vec<Output> {
-        self.told(Input::Received(up, None), now)
-    }
-
-    fn speaks_up(&mut self, now: Time) -> Vec<Output> {
-        let ready = self.described();
-        self.says(Up::Ready(ready), now)
-    }
-
-    fn done(&mut self, done: Done, now: Time) -> Vec<Output> {
-        self.told(Input::Done(done), now)
-    }
-
-    fn offer(&mut self, now: Time) -> Offer {
-        self.nonce = self.nonce.wrapping_add(1);
-        Offer {
-            index: u64::from(self.nonce),
-            nonce: Nonce::from([self.nonce; 16]),
-            pcrs: PcrMask::try_from(7).unwrap(),
-            requested: vec![Requested::Quote],
-            expires_at: now + AT(1770),
-        }
-    }
-
-    /// The verifier's status is read.
-    fn read(&mut self, verdict: Verdict, count: u64, now: Time) -> Vec<Output> {
-        self.outputs();
-        self.done(Done::Status(Status::Standing(standing(verdict, count))), now)
-    }
-
-    /// From nothing to an open challenge.
-    fn challenged(&mut self, now: Time) -> Offer {
-        self.speaks_up(now);
-        let (session, nonce) = ("s".to_owned(), Nonce::from([200; 16]));
-        self.done(Done::Session(Session::Opened { session, nonce, good_for: AT(50) }), now);
-        let Worked::Proved(proof) = self.device.work(Work::Prove(Prove { nonce })) else { unreachable!() };
-        self.says(Up::Proof(proof), now);
-        let token = Token::new("token".to_owned());
-        self.done(Done::Proven(Proven::Token { token, certified: self.device.ak(), ticket: None }), now);
-        self.done(Done::StatementChecked(true), now);
-        self.done(Done::Status(Status::Standing(standing(Verdict::Pending, 0))), now);
-        let offer = self.offer(now);
-        self.done(Done::Offered(Offered::Opened(offer.clone())), now);
-        offer
-    }
-
-    /// The device's evidence over this nonce, in full.
-    fn evidence(&mut self, nonce: Nonce, pcrs: PcrMask) -> Evidence {
-        let challenge = Challenge {
-            nonce,
-            boot: self.device.marker().tag(),
-            pcrs,
-            good_for: 100,
-            silence: 100,
-            ima_offset: None,
-            held: None,
-            ticket: None,
-            full: false,
-            reference: false,
-        };
-        let Worked::Collected { evidence, .. } = self.device.work(Work::Collect(challenge)) else {
-            unreachable!()
-        };
-        evidence
-    }
-
-    /// The device's evidence, bound, submitted and taken.
-    fn submitted(&mut self, offer: &Offer, now: Time) {
-        let evidence = self.evidence(offer.nonce, offer.pcrs);
-        let (Quote::Full(quote), Some(pcrs)) = (evidence.quote.clone(), evidence.pcrs.clone()) else {
-            unreachable!()
-        };
-        let restored = Box::new(Restored { quote, pcr_blob: Vec::new(), ima: None, uefi: None });
-        self.says(Up::Evidence(evidence), now);
-        self.done(Done::Restored(Restoring::Explained { restored, pcrs, ima: None }), now);
-        self.done(Done::Submitted(Submitted::Accepted(INTERVAL)), now);
-    }
-}
-
-fn standing(verdict: Verdict, attestation_count: u64) -> Standing {
-    Standing {
-        verdict,
-        attestation_count,
-        last_received: attestation_count * 10,
-        last_success: attestation_count * 10,
-    }
-}
 
 fn passed(outputs: &[Output]) -> bool {
     outputs.iter().any(|output| matches!(output, Output::Report(Report { verdict: Verdict::Pass, .. })))
@@ -269,7 +151,7 @@ fn changed_line(up: Up) -> Vec<Up> {
         Up::Blob(blob) if blob.log == LogKind::Ima && blob.offset == 0 => {
             let mut lines = lines_of(&blob);
             lines[5] = b'f';
-            vec![Up::Blob(with_lines(blob, &lines))]
+            vec![Up::Blob(with_lines(&blob, &lines))]
         }
         other => vec![other],
     }
@@ -280,7 +162,7 @@ fn lines_from_nowhere(up: Up) -> Vec<Up> {
         Up::Blob(blob) if blob.log == LogKind::Ima => {
             let mut lines = lines_of(&blob);
             lines.extend(b"10 00 ima-ng sha256:00 /nowhere\n".repeat(300));
-            vec![Up::Blob(with_lines(blob, &lines))]
+            vec![Up::Blob(with_lines(&blob, &lines))]
         }
         other => vec![other],
     }
@@ -290,8 +172,8 @@ fn lines_of(blob: &Blob) -> Vec<u8> {
     unpack_ima(blob.part.as_slice(), MAX_PART_LINES, None).unwrap()
 }
 
-fn with_lines(blob: Blob, lines: &[u8]) -> Blob {
-    Blob { part: pack_ima(lines, None).try_into().unwrap(), ..blob }
+fn with_lines(blob: &Blob, lines: &[u8]) -> Blob {
+    Blob { part: pack_ima(lines, None).try_into().unwrap(), ..blob.clone() }
 }
 
 #[test]

@@ -4,8 +4,10 @@
 
 use std::collections::BTreeMap;
 use std::fmt::{Debug, Write};
+use std::sync::Arc;
 use std::time::Duration;
 
+use keylime_mqtt_schemas::compact::Reference;
 use keylime_mqtt_schemas::exchange::attester::{self, Attester};
 use keylime_mqtt_schemas::exchange::relay::{
     self, Command, Done, Notice, OpenedTicket, Output, Registered, Relay, Session, Status, Submitted, Token,
@@ -81,7 +83,7 @@ impl Lossy {
     /// One in four.
     fn loses(&mut self) -> bool {
         self.seed = self.seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (self.seed >> 33) % 4 == 0
+        (self.seed >> 33).is_multiple_of(4)
     }
 }
 
@@ -107,7 +109,9 @@ pub(crate) struct World {
     pub(crate) last_fault: Time,
     /// What happened, for a reader of a failed run.
     pub(crate) trace: Vec<String>,
-    uefi_cache: Vec<Digest>,
+    pub(crate) uefi_cache: Vec<Digest>,
+    /// Reference files that the bridge has.
+    references: Arc<[Reference]>,
     pub(crate) reports: Vec<(Time, Report)>,
     pub(crate) waiting: Vec<(Time, LaterReason)>,
     pub(crate) accepted: Vec<Outcome>,
@@ -129,10 +133,11 @@ pub(crate) struct World {
 
 impl World {
     pub(crate) fn new(device: Device, policy: Policy, faults: BTreeMap<u64, Fault>) -> Self {
+        let references: Arc<[Reference]> = Arc::new([]);
         let mut world = Self {
             now: Time::from_secs(100),
             attester: attester(&device, 0),
-            relay: relay(&device, 0),
+            relay: relay(&device, 0, &references),
             device,
             keylime: Keylime::new(),
             policy,
@@ -149,6 +154,7 @@ impl World {
             last_fault: Time::ZERO,
             trace: Vec::new(),
             uefi_cache: Vec::new(),
+            references,
             reports: Vec::new(),
             waiting: Vec::new(),
             accepted: Vec::new(),
@@ -165,6 +171,20 @@ impl World {
         };
         world.push(Duration::ZERO, Event::DeviceConnected(0));
         world
+    }
+
+    /// Before anything has happened: the bridge has these reference files.
+    #[must_use]
+    pub(crate) fn with_references(mut self, references: Arc<[Reference]>) -> Self {
+        self.relay = relay(&self.device, 0, &references);
+        self.references = references;
+        self
+    }
+
+    /// What was sent so far is of no interest.
+    pub(crate) fn listen_anew(&mut self) {
+        self.said.clear();
+        self.asked_device.clear();
     }
 
     /// Runs until `done` says so or the time is up; says whether it was done.
@@ -237,7 +257,7 @@ impl World {
 
     pub(crate) fn restart_bridge(&mut self) {
         self.bridge_life += 1;
-        self.relay = relay(&self.device, self.bridge_life);
+        self.relay = relay(&self.device, self.bridge_life, &self.references);
         self.reassembly = Reassembly::default();
         self.uefi_cache.clear();
         // the retained presence
@@ -488,8 +508,9 @@ fn attester(device: &Device, life: u32) -> Attester {
     Attester::new(settings, device.enrolled)
 }
 
-fn relay(device: &Device, life: u32) -> Relay {
-    let settings = relay::Settings { seed: u64::from(life) + 1, ..relay::Settings::default() };
+fn relay(device: &Device, life: u32, references: &Arc<[Reference]>) -> Relay {
+    let seed = u64::from(life) + 1;
+    let settings = relay::Settings { seed, references: Arc::clone(references), ..relay::Settings::default() };
     Relay::new(device.id.clone(), settings)
 }
 

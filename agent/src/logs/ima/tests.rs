@@ -112,7 +112,7 @@ fn another_log_under_the_same_name_is_noticed() {
 
 #[test]
 fn lines_that_are_not_there_are_an_error_not_an_empty_answer() {
-    let (_directory, path) = log_file(&[&b"one\n"[..], &[b'x'; 100_000], b"\n"].concat());
+    let (_directory, path) = log_file(&[&b"one\n"[..], &vec![b'x'; 100_000], b"\n"].concat());
     let mut log = ImaLog::new(&path);
     log.refresh().unwrap();
     assert!(matches!(log.lines(3, u64::MAX, 100), Err(LogError::NoSuchLine { entries: 2, line: 3, .. })));

@@ -15,8 +15,8 @@ use super::retry::{Jitter, doubled};
 use super::{Delivery, Time};
 use crate::codec;
 use crate::messages::{
-    Activation, BootMarker, BootTag, Challenge, Digest, Down, Evidence, LaterReason, Need, Proof,
-    Question, Ready, ReadyTag, State, Unchanged, Up,
+    Activation, BootMarker, BootTag, Challenge, Digest, Down, Evidence, LaterReason, Need, Proof, Question,
+    Ready, ReadyTag, State, Unchanged, Up,
 };
 use crate::topics::Via;
 
@@ -66,9 +66,9 @@ pub struct Attester {
     enrolled: bool,
     stance: Stance,
     boot: Option<BootMarker>,
-    /// What the last `Ready` said, and whether a bridge has acted on it since.
+    /// What was said of this boot last, and what of it a bridge has acted on since.
     said: Option<ReadyTag>,
-    known: bool,
+    known: Option<ReadyTag>,
     /// The connection is so new that nothing was sent over it.
     fresh: bool,
     working: Option<Job>,
@@ -92,7 +92,7 @@ impl Attester {
             stance: Stance::Due,
             boot: None,
             said: None,
-            known: false,
+            known: None,
             fresh: false,
             working: None,
             queue: VecDeque::new(),
@@ -203,7 +203,7 @@ impl Attester {
             Question::Need(_) => self.introduce_for_this_boot(now),
             Question::State(state) => self.asked_to_state(state, via, now),
             Question::Accepted(accepted) => {
-                self.known = self.said.is_some();
+                self.known = self.said;
                 self.engage(Duration::from_secs(u64::from(accepted.seconds)) * 3 + DEFAULT_SILENCE / 4, now);
                 self.report(Report::Accepted(accepted));
             }
@@ -211,7 +211,7 @@ impl Attester {
                 self.wait(later.seconds, now);
                 match later.reason {
                     LaterReason::NotEnrolled => self.enrol_again_if_long(now),
-                    LaterReason::Again => self.known = false,
+                    LaterReason::Again => self.known = None,
                     _ => {}
                 }
                 self.report(Report::Waiting(later));
@@ -232,7 +232,7 @@ impl Attester {
             return;
         }
         self.not_enrolled_since = None;
-        self.known = self.said.is_some();
+        self.known = self.said;
         self.engage(Duration::from_secs(u64::from(challenge.silence)), now);
         let repeated = |answered: &&Answered| {
             answered.challenge.nonce == challenge.nonce
@@ -315,7 +315,7 @@ impl Attester {
             (_, Done::Rebooted) => {
                 self.boot = None;
                 self.said = None;
-                self.known = false;
+                self.known = None;
                 self.answered = None;
                 self.introduce(now);
             }
@@ -329,7 +329,7 @@ impl Attester {
         let tag = ready.tag();
         let first = matches!(self.stance, Stance::Introduced { attempt: 1, .. });
         let delivery = if self.fresh && self.settings.sleeps { Delivery::Lean } else { Delivery::Assured };
-        let known = std::mem::take(&mut self.known) && self.said == Some(tag) && first;
+        let known = self.known.take() == Some(tag) && first;
         self.said = Some(tag);
         if known {
             let unchanged = Unchanged { ready: tag, ima_entries: ready.ima_entries };

@@ -5,9 +5,9 @@ use std::time::Duration;
 use super::gather::{EndsWithNewline as _, lines};
 use super::phase::{Phase, Repeat, Retry, Step, Unsubmitted};
 use super::port::{
-    Command, Facts, ImaText, Offer, Offered, Restore, Restored, Restoring, Submitted, Token, Unavailable,
+    Command, Facts, ImaState, ImaText, Offer, Offered, Restore, Restored, Restoring, Token, Unavailable,
 };
-use super::{Delivery, Notice, Relay, Time, doubled, whole_seconds};
+use super::{Delivery, Form, Notice, Relay, Time, doubled, whole_seconds};
 use crate::codec;
 use crate::compact::unpack_ima;
 use crate::messages::limits::MAX_INLINE_IMA;
@@ -116,7 +116,7 @@ impl Relay {
             ima_offset: offer.ima_offset().map(|from| self.ima_next(from)),
             held: self.held_for(&offer).map(|held| held.tag()),
             ticket: self.ticket.clone(),
-            full: self.full,
+            full: self.form == Form::Full,
             reference: offer.ima_offset().is_some() && self.reference().is_some(),
         };
         self.phase = Phase::AwaitEvidence { offer, repeat: repeat.at(now), told: false };
@@ -218,12 +218,12 @@ impl Relay {
         match restoring {
             Restoring::Explained { restored, pcrs, ima } => {
                 self.held = Some(pcrs);
-                self.full = false;
+                self.form = Form::Brief;
                 self.submit(Unsubmitted { offer, restored, ima }, now);
             }
             Restoring::Unexplained { restored, pcrs, what } => {
                 self.held = Some(pcrs);
-                self.full = false;
+                self.form = Form::Brief;
                 self.notice(Notice::Unexplained { what });
                 self.ask_to_state(offer, evidence, restored, now);
             }
@@ -234,12 +234,12 @@ impl Relay {
 
     /// What the device left out is not what the bridge put in its place: the same question, to be answered in full.
     fn refuted(&mut self, offer: Offer, now: Time) {
-        if self.full {
+        if self.form == Form::Full {
             return self.spoiled(offer, "Evidence", "not in full although asked for so", now);
         }
         self.dropped("Evidence", "the brief form does not verify; asked for the full one");
         self.held = None;
-        self.full = true;
+        self.form = Form::Full;
         self.gather_ima_or_ask(offer, now);
     }
 
@@ -248,7 +248,7 @@ impl Relay {
         self.dropped(kind, why);
         self.spoiled += 1;
         self.held = None;
-        self.full = true;
+        self.form = Form::Full;
         if self.spoiled % 2 == 1 {
             self.gather_ima_or_ask(offer, now);
         } else {
@@ -310,7 +310,14 @@ impl Relay {
     /// The device itself said so: Keylime shall judge. Otherwise it was changed on the way.
     pub(super) fn stated(&mut self, offer: Offer, restored: Box<Restored>, good: bool, now: Time) {
         if good {
-            self.submit(Unsubmitted { offer, restored, ima: None }, now);
+            // where its lines lead is known once Keylime has followed them to a PASS
+            let lines = restored.ima.as_deref().map_or(0, lines);
+            let pcr10 = self.held.as_ref().and_then(|held| held.value(IMA_PCR)).copied();
+            let ima = offer
+                .ima_offset()
+                .zip(pcr10)
+                .map(|(from, pcr10)| ImaState { entries: from + lines, pcr10: Digest::from(pcr10) });
+            self.submit(Unsubmitted { offer, restored, ima }, now);
         } else {
             // what was gathered before the quote may be what was changed
             self.gathered = None;
@@ -341,64 +348,6 @@ impl Relay {
             _ => return self.dropped("NotYet", "no question with this tag is open"),
         }
         self.report(Verdict::Unknown, Some(not_yet.reason.to_string()));
-    }
-
-    pub(super) fn submit(&mut self, unsubmitted: Unsubmitted, now: Time) {
-        let Some(token) = self.token.clone() else {
-            self.unsubmitted = Some(unsubmitted);
-            self.proceed(now);
-            return;
-        };
-        let (offer, restored) = (unsubmitted.offer.clone(), unsubmitted.restored.clone());
-        self.command(Step::Submitting(unsubmitted), Command::Submit { token, offer, restored });
-    }
-
-    pub(super) fn submitted(&mut self, unsubmitted: Unsubmitted, submitted: Submitted, now: Time) {
-        match submitted {
-            Submitted::Accepted(interval) => {
-                self.interval = Some(interval.max(Duration::from_secs(1)));
-                self.taken(unsubmitted, now);
-            }
-            Submitted::AlreadyAccepted => self.taken(unsubmitted, now),
-            Submitted::Superseded => {
-                if unsubmitted.offer.expires_at > now {
-                    self.notice(Notice::Superseded);
-                }
-                self.setback("evidence", Retry::Proceed, Unavailable { retry_after: None }, now);
-            }
-            Submitted::TokenRejected => {
-                self.token = None;
-                self.unsubmitted = Some(unsubmitted);
-                self.proceed(now);
-            }
-            Submitted::Gone => {
-                self.forget_attestations();
-                self.proceed(now);
-            }
-            Submitted::Invalid(detail) => {
-                self.notice(Notice::Invalid { what: "evidence", detail });
-                self.spoiled += 2;
-                self.anew_later();
-            }
-            Submitted::Unavailable(unavailable) if unsubmitted.offer.expires_at > now => {
-                self.setback("evidence", Retry::Submit(unsubmitted), unavailable, now);
-            }
-            Submitted::Unavailable(unavailable) => self.setback("evidence", Retry::Proceed, unavailable, now),
-        }
-    }
-
-    /// The verifier has the evidence: what was sent need not be sent again.
-    fn taken(&mut self, unsubmitted: Unsubmitted, now: Time) {
-        self.setbacks = 0;
-        self.spoiled = 0;
-        self.fresh_token = false;
-        self.offered_at = None;
-        let Unsubmitted { offer, restored, ima } = unsubmitted;
-        if let (Some(facts), Some(from)) = (&mut self.facts, offer.ima_offset()) {
-            let known = from + restored.ima.as_deref().map_or(0, lines);
-            facts.ima_entries = facts.ima_entries.max(Some(known));
-        }
-        self.settle(offer, ima, now);
     }
 }
 

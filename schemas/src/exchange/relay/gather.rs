@@ -126,10 +126,10 @@ impl Relay {
         let Some(log) = self.facts.as_ref().and_then(|facts| facts.uefi) else { return self.start_over() };
         let total = blob.total.map(u64::from).filter(|total| (1..=MAX_PACKED_UEFI).contains(total));
         let grown = (gather.uefi.len() + blob.part.as_slice().len()) as u64;
-        let Some(total) = total.filter(|total| *total >= grown && gather.total.is_none_or(|same| same == *total))
-        else {
-            self.phase = Phase::Gather(gather);
-            return self.dropped("Blob", "a part of the UEFI log beyond what its parts say it has");
+        let fits = |total: &u64| *total >= grown && gather.total.is_none_or(|same| same == *total);
+        let Some(total) = total.filter(fits) else {
+            // which of the parts lied cannot be told
+            return self.uefi_spoiled("parts of the UEFI log that do not belong together", now);
         };
         gather.total = Some(total);
         gather.upto = gather.upto.min(total);
@@ -170,9 +170,13 @@ impl Relay {
             part
         } else {
             self.dropped("Blob", "an IMA part that cannot be unpacked");
-            // asked for again at once, and never again with a reference
-            self.plain = true;
-            self.phase = Phase::Gather(gather);
+            if self.reference().is_some() {
+                // perhaps the two references differ after all
+                self.plain = true;
+                self.ask_for_part(gather, now);
+            } else {
+                self.phase = Phase::Gather(gather);
+            }
             return;
         };
         let Some(gathered) = &mut self.gathered else { return self.start_over() };

@@ -6,6 +6,7 @@
 //! - a question is repeated a few times and then never until the device speaks or shows up again;
 //! - whatever is lost with the process is found again from the device's `Ready`.
 
+mod arrival;
 mod attestation;
 mod enrolment;
 mod gather;
@@ -14,6 +15,7 @@ mod outcome;
 mod phase;
 mod port;
 mod session;
+mod submission;
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -31,8 +33,8 @@ use super::{Delivery, Time};
 use crate::AgentId;
 use crate::messages::limits::MAX_TICKET;
 use crate::messages::{
-    AkName, BootMarker, Bounded, Digest, Down, Later, LaterReason, Nonce, PcrValues, Question, Ready, Refused,
-    RefusedReason, UefiLog, Unchanged, Up, Verdict,
+    AkName, BootMarker, Bounded, Digest, Down, Later, LaterReason, Nonce, PcrValues, Question, Refused,
+    RefusedReason, UefiLog, Up, Verdict,
 };
 
 /// First wait after Keylime did not answer; doubles.
@@ -45,6 +47,14 @@ const TIMEOUT_INTERVALS: u32 = 5;
 const LEAST_BETWEEN_OFFERS: Duration = Duration::from_secs(5);
 /// The interval to reckon with until the verifier has named its own: Keylime's agents use it as default.
 const ASSUMED_INTERVAL: Duration = Duration::from_secs(60);
+
+/// How the next answer shall come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Form {
+    Brief,
+    /// What a brief one left out was guessed wrong.
+    Full,
+}
 
 /// The bridge's half for one device.
 #[derive(Debug)]
@@ -64,8 +74,7 @@ pub struct Relay {
     held: Option<PcrValues>,
     /// The nonce of the challenge sent last: another one is sent lean, the same again is not.
     asked: Option<Nonce>,
-    /// What a brief answer left out was guessed wrong: the next one shall be full.
-    full: bool,
+    form: Form,
     /// What came packed with the reference could not be read: the device shall do without.
     plain: bool,
     gathered: Option<Gathered>,
@@ -108,7 +117,7 @@ impl Relay {
             passed_ima: None,
             held: None,
             asked: None,
-            full: false,
+            form: Form::Brief,
             plain: false,
             gathered: None,
             activated: None,
@@ -235,112 +244,6 @@ impl Relay {
         }
     }
 
-    fn ready_received(&mut self, ready: Ready, ticket: Option<OpenedTicket>, now: Time) {
-        let Some(facts) = Facts::of(ready) else {
-            self.dropped("Ready", "the AK is not a public area with a SHA-256 name");
-            return;
-        };
-        let of_the_past = |(_, boot_time, _)| facts.boot_time < boot_time;
-        if self.trusted == Some(facts.ak) && self.stated_boot.is_some_and(of_the_past) {
-            self.dropped("Ready", "of an earlier boot than the one the device has stated");
-            return;
-        }
-        if let Some(OpenedTicket { token, ak }) = ticket.filter(|ticket| ticket.ak == facts.ak)
-            && self.token.is_none()
-        {
-            self.token = Some(token);
-            self.trusted = Some(ak);
-        }
-        self.plain = false;
-        self.introduced(facts, now);
-    }
-
-    /// As in the last `Ready`, if that is still known here.
-    fn unchanged(&mut self, unchanged: Unchanged, now: Time) {
-        let known = self.pending.as_ref().or(self.facts.as_ref());
-        match known.filter(|facts| facts.tag == unchanged.ready).cloned() {
-            Some(facts) => self.introduced(Facts { ima_entries: unchanged.ima_entries, ..facts }, now),
-            None if matches!(self.phase, Phase::Busy(_)) => {
-                self.dropped("Unchanged", "of a Ready that is not known here");
-            }
-            None => self.start_over(),
-        }
-    }
-
-    fn introduced(&mut self, facts: Facts, now: Time) {
-        self.owes = true;
-        if matches!(self.phase, Phase::Busy(_)) {
-            self.pending = Some(facts);
-        } else {
-            self.ready(facts, now);
-        }
-    }
-
-    /// A device speaks up. When the bridge has a question open, asks it again; else goes on from what is known.
-    fn ready(&mut self, facts: Facts, now: Time) {
-        let same = self.facts.as_ref().is_some_and(|known| {
-            (known.boot, known.boot_time, known.ak, known.uefi)
-                == (facts.boot, facts.boot_time, facts.ak, facts.uefi)
-        });
-        self.facts = Some(facts);
-        match std::mem::take(&mut self.phase) {
-            Phase::AwaitEvidence { offer, repeat, .. } if same && repeat.sent_at == now => {
-                self.phase = Phase::AwaitEvidence { offer, repeat, told: false };
-            }
-            Phase::AwaitEvidence { offer, .. } | Phase::AwaitStatement { offer, .. } if same => {
-                // it has said how long its log is now
-                self.gather_ima_or_ask(offer, now);
-            }
-            Phase::AwaitProof { session, nonce, until, .. } if same && until > now => {
-                self.ask_for_proof(session, nonce, until, now);
-            }
-            Phase::Gather(gather) if same => self.ask_for_part(gather, now),
-            Phase::Resting { due } if same && due > now => {
-                self.accepted(due.saturating_sub(now));
-                self.phase = Phase::Resting { due };
-            }
-            // the outcome is the answer, and it is not known yet
-            Phase::Settling(settling) if same => self.phase = Phase::Settling(settling),
-            Phase::Held { check_at } if same && check_at > now => {
-                self.later(check_at.saturating_sub(now), LaterReason::Rebooted);
-                self.phase = Phase::Held { check_at };
-            }
-            Phase::Setback { retry_at, retry } if same && retry_at > now => {
-                self.later(retry_at.saturating_sub(now), LaterReason::Keylime);
-                self.phase = Phase::Setback { retry_at, retry };
-            }
-            Phase::Settling(_) => {
-                // its verdict stays unread, see `unread`
-                self.baseline = None;
-                self.proceed(now);
-            }
-            Phase::Setback { retry, .. } if matches!(*retry, Retry::Outcome(_)) => {
-                self.baseline = None;
-                self.proceed(now);
-            }
-            _ => self.proceed(now),
-        }
-    }
-
-    /// The device shows up on its topic: what it may have missed is said again.
-    fn present(&mut self, now: Time) {
-        match std::mem::take(&mut self.phase) {
-            Phase::AwaitEvidence { offer, repeat, .. } if repeat.sent_at != now => self.ask(offer, now),
-            Phase::AwaitProof { session, nonce, until, repeat } if repeat.sent_at != now && until > now => {
-                self.ask_for_proof(session, nonce, until, now);
-            }
-            Phase::AwaitActivation { enrol, blob, repeat } if repeat.sent_at != now => {
-                self.resend_credential(enrol, blob, repeat, now);
-            }
-            Phase::Gather(gather) => self.ask_for_part(gather, now),
-            Phase::Idle if self.facts.is_none() => {
-                let at = now + self.jitter.upper_half(self.settings.spread);
-                self.phase = Phase::Greeting { at };
-            }
-            other => self.phase = other,
-        }
-    }
-
     /// The next step towards an attestation: a token, a stated boot, a baseline, an offer.
     fn proceed(&mut self, now: Time) {
         let Some(facts) = self.facts.clone() else {
@@ -354,7 +257,7 @@ impl Relay {
         if let Some(unsubmitted) = self.unsubmitted.take_if(|unsubmitted| unsubmitted.offer.expires_at > now)
         {
             self.submit(unsubmitted, now);
-        } else if self.stated_boot != Some((facts.boot, facts.boot_time, facts.uefi)) {
+        } else if self.stated_boot != Some(facts.boot_stated()) {
             self.check_boot(&facts);
         } else if self.baseline.is_none() {
             self.read_status(token, phase::Reading::Baseline);

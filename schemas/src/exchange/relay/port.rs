@@ -91,6 +91,11 @@ impl Facts {
             tag,
         })
     }
+
+    /// What [`Self::statement`] is about.
+    pub(super) fn boot_stated(&self) -> (BootMarker, u64, Option<UefiLog>) {
+        (self.boot, self.boot_time, self.uefi)
+    }
 }
 
 /// One kind of evidence that the verifier asked for, in its order.

@@ -112,7 +112,7 @@ impl Relay {
     }
 
     pub(super) fn boot_checked(&mut self, good: bool, now: Time) {
-        match self.facts.as_ref().map(|facts| (facts.boot, facts.boot_time, facts.uefi)) {
+        match self.facts.as_ref().map(Facts::boot_stated) {
             Some(boot) if good => {
                 self.stated_boot = Some(boot);
                 self.proceed(now);

@@ -1,0 +1,117 @@
+//! A device speaks up, or shows up: what it says of its boot, and what it may have missed.
+
+use super::phase::{Phase, Retry};
+use super::port::{Facts, OpenedTicket};
+use super::{Relay, Time};
+use crate::messages::{LaterReason, Ready, Unchanged};
+
+impl Relay {
+    pub(super) fn ready_received(&mut self, ready: Ready, ticket: Option<OpenedTicket>, now: Time) {
+        let Some(facts) = Facts::of(ready) else {
+            self.dropped("Ready", "the AK is not a public area with a SHA-256 name");
+            return;
+        };
+        let of_the_past = |(_, boot_time, _)| facts.boot_time < boot_time;
+        if self.trusted == Some(facts.ak) && self.stated_boot.is_some_and(of_the_past) {
+            self.dropped("Ready", "of an earlier boot than the one the device has stated");
+            return;
+        }
+        if let Some(OpenedTicket { token, ak }) = ticket.filter(|ticket| ticket.ak == facts.ak)
+            && self.token.is_none()
+        {
+            self.token = Some(token);
+            self.trusted = Some(ak);
+        }
+        self.plain = false;
+        self.introduced(facts, now);
+    }
+
+    /// As in the last `Ready`, if that is still known here.
+    pub(super) fn unchanged(&mut self, unchanged: Unchanged, now: Time) {
+        let known = self.pending.as_ref().or(self.facts.as_ref());
+        match known.filter(|facts| facts.tag == unchanged.ready).cloned() {
+            Some(facts) => self.introduced(Facts { ima_entries: unchanged.ima_entries, ..facts }, now),
+            None if matches!(self.phase, Phase::Busy(_)) => {
+                self.dropped("Unchanged", "of a Ready that is not known here");
+            }
+            None => self.start_over(),
+        }
+    }
+
+    fn introduced(&mut self, facts: Facts, now: Time) {
+        self.owes = true;
+        if matches!(self.phase, Phase::Busy(_)) {
+            self.pending = Some(facts);
+        } else {
+            self.ready(facts, now);
+        }
+    }
+
+    /// A device speaks up. When the bridge has a question open, asks it again; else goes on from what is known.
+    pub(super) fn ready(&mut self, facts: Facts, now: Time) {
+        let same = self.facts.as_ref().is_some_and(|known| {
+            (known.boot, known.boot_time, known.ak, known.uefi)
+                == (facts.boot, facts.boot_time, facts.ak, facts.uefi)
+        });
+        // the statement that was checked: what brief quotes leave out is as there
+        let checked = self.facts.take().filter(|known| same && self.stated_boot == Some(known.boot_stated()));
+        let statement = checked.map_or_else(|| facts.statement.clone(), |known| known.statement);
+        self.facts = Some(Facts { statement, ..facts });
+        match std::mem::take(&mut self.phase) {
+            Phase::AwaitEvidence { offer, repeat, .. } if same && repeat.sent_at == now => {
+                self.phase = Phase::AwaitEvidence { offer, repeat, told: false };
+            }
+            Phase::AwaitEvidence { offer, .. } | Phase::AwaitStatement { offer, .. } if same => {
+                // it has said how long its log is now
+                self.gather_ima_or_ask(offer, now);
+            }
+            Phase::AwaitProof { session, nonce, until, .. } if same && until > now => {
+                self.ask_for_proof(session, nonce, until, now);
+            }
+            Phase::Gather(gather) if same => self.ask_for_part(gather, now),
+            Phase::Resting { due } if same && due > now => {
+                self.accepted(due.saturating_sub(now));
+                self.phase = Phase::Resting { due };
+            }
+            // the outcome is the answer, and it is not known yet
+            Phase::Settling(settling) if same => self.phase = Phase::Settling(settling),
+            Phase::Held { check_at } if same && check_at > now => {
+                self.later(check_at.saturating_sub(now), LaterReason::Rebooted);
+                self.phase = Phase::Held { check_at };
+            }
+            Phase::Setback { retry_at, retry } if same && retry_at > now => {
+                self.later(retry_at.saturating_sub(now), LaterReason::Keylime);
+                self.phase = Phase::Setback { retry_at, retry };
+            }
+            Phase::Settling(_) => {
+                // its verdict stays unread, see `unread`
+                self.baseline = None;
+                self.proceed(now);
+            }
+            Phase::Setback { retry, .. } if matches!(*retry, Retry::Outcome(_)) => {
+                self.baseline = None;
+                self.proceed(now);
+            }
+            _ => self.proceed(now),
+        }
+    }
+
+    /// The device shows up on its topic: what it may have missed is said again.
+    pub(super) fn present(&mut self, now: Time) {
+        match std::mem::take(&mut self.phase) {
+            Phase::AwaitEvidence { offer, repeat, .. } if repeat.sent_at != now => self.ask(offer, now),
+            Phase::AwaitProof { session, nonce, until, repeat } if repeat.sent_at != now && until > now => {
+                self.ask_for_proof(session, nonce, until, now);
+            }
+            Phase::AwaitActivation { enrol, blob, repeat } if repeat.sent_at != now => {
+                self.resend_credential(enrol, blob, repeat, now);
+            }
+            Phase::Gather(gather) => self.ask_for_part(gather, now),
+            Phase::Idle if self.facts.is_none() => {
+                let at = now + self.jitter.upper_half(self.settings.spread);
+                self.phase = Phase::Greeting { at };
+            }
+            other => self.phase = other,
+        }
+    }
+}
