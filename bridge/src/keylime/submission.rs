@@ -122,7 +122,7 @@ impl Verifier {
         };
         // a log of many entries is held once while the verifier judges it
         drop(evidence);
-        let answer = match self.patch_evidence(id, token, index, body).await {
+        let mut answer = match self.patch_evidence(id, token, index, body).await {
             Ok(answer) => answer,
             Err(unavailable) => return Submission::Unavailable(unavailable),
         };
@@ -131,9 +131,14 @@ impl Verifier {
             Ok(body) if answer.status != 202 => Errors::parse(body),
             _ => Errors::default(),
         };
+        let seconds_to_next = parse_wait(&answer);
+        if let Ok(echo) = &mut answer.body {
+            // no secret in it: wiping it would cost more than reading it
+            drop(std::mem::take(&mut **echo));
+        }
         match answer.status {
             // received, even where the echo after it was cut off
-            202 => Submission::Accepted { seconds_to_next: parse_wait(&answer) },
+            202 => Submission::Accepted { seconds_to_next },
             400 | 422 => Submission::Invalid { detail: errors.detail() },
             401 => Submission::TokenRejected,
             403 if errors.has("evidence_immutable") => Submission::AlreadyAccepted,

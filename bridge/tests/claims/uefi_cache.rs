@@ -83,7 +83,7 @@ fn of_kind(n: u8) -> Gateway {
     for number in [0, EV_NO_ACTION, 0, 100_000] {
         log.extend_from_slice(&u32::to_le_bytes(number));
     }
-    log.extend_from_slice(&[n; 100_000]);
+    log.resize(log.len() + 100_000, n);
     let device = Device::new(&format!("gateway-{n}"));
     Gateway { device, uefi: Some(log), ima: None, ..Gateway::new() }
 }
