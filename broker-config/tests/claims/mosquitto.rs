@@ -18,6 +18,8 @@ const SHIPPED_ACL: &str = include_str!("../../mosquitto/acl");
 
 pub(crate) struct Mosquitto {
     pub(crate) port: u16,
+    /// Of the WebSocket listener, where there is one.
+    pub(crate) websocket_port: u16,
     conf: std::path::PathBuf,
     process: Child,
 }
@@ -34,21 +36,46 @@ impl Mosquitto {
         Self::start(pki.dir.path(), port, conf)
     }
 
+    /// As [`Mosquitto::open`], with a second listener for WebSockets.
+    pub(crate) fn with_websocket(pki: &Pki) -> Self {
+        let (port, websocket_port) = (free_port(), free_port());
+        let dir = pki.dir.path();
+        let tls = format!(
+            "cafile {0}/ca.pem\ncertfile {0}/broker.pem\nkeyfile {0}/broker.key\nrequire_certificate true\n",
+            dir.display()
+        );
+        let conf = format!(
+            "listener {port}\n{tls}listener {websocket_port}\nprotocol websockets\n{tls}\
+             allow_anonymous true\nset_tcp_nodelay true\nlog_dest stderr\n"
+        );
+        let mut broker = Self::start(dir, port, conf);
+        broker.websocket_port = websocket_port;
+        broker
+    }
+
+    /// As [`Mosquitto::as_shipped`], with the shipped listener a second time for WebSockets.
+    pub(crate) fn as_shipped_with_websocket(pki: &Pki) -> Self {
+        let (port, websocket_port) = (free_port(), free_port());
+        let conf = shipped(pki, port);
+        let (_, listener) = conf.split_once("tls_version").unwrap();
+        let (listener, _) = listener.split_once("allow_anonymous").unwrap();
+        let more = "use_identity_as_username true\nuse_username_as_clientid true\n";
+        let conf =
+            format!("{conf}\nlistener {websocket_port}\nprotocol websockets\ntls_version{listener}{more}");
+        let mut broker = Self::start(pki.dir.path(), port, conf);
+        broker.websocket_port = websocket_port;
+        broker
+    }
+
     /// Exactly what this crate ships, with this test's port and directories put in.
     pub(crate) fn as_shipped(pki: &Pki) -> Self {
         let port = free_port();
-        let dir = pki.dir.path();
-        fs::write(dir.join("acl"), SHIPPED_ACL).unwrap();
-        let mut conf = SHIPPED_CONF.to_owned();
-        for (shipped, here) in [
-            ("listener 8883", format!("listener {port}")),
-            ("/etc/mosquitto/keylime-mqtt", dir.display().to_string()),
-            ("/var/lib/mosquitto/", format!("{}/", dir.display())),
-        ] {
-            assert!(conf.contains(shipped), "the shipped mosquitto.conf has no {shipped:?} any more");
-            conf = conf.replace(shipped, &here);
-        }
-        Self::start(dir, port, conf)
+        Self::start(pki.dir.path(), port, shipped(pki, port))
+    }
+
+    /// Whatever the configuration says, in the directory of its certificates.
+    pub(crate) fn from_conf(pki: &Pki, port: u16, conf: String) -> Self {
+        Self::start(pki.dir.path(), port, conf)
     }
 
     fn start(dir: &Path, port: u16, mut conf: String) -> Self {
@@ -59,7 +86,7 @@ impl Mosquitto {
         let file = dir.join("mosquitto.conf");
         fs::write(&file, conf).unwrap();
         let process = run(&file);
-        Self { port, conf: file, process }
+        Self { port, websocket_port: 0, conf: file, process }
     }
 
     /// As a power cut would end it.
@@ -79,6 +106,22 @@ impl Drop for Mosquitto {
             self.process.wait().unwrap();
         }
     }
+}
+
+/// The shipped files, with this test's port and directories put in.
+fn shipped(pki: &Pki, port: u16) -> String {
+    let dir = pki.dir.path();
+    fs::write(dir.join("acl"), SHIPPED_ACL).unwrap();
+    let mut conf = SHIPPED_CONF.to_owned();
+    for (shipped, here) in [
+        ("listener 8883", format!("listener {port}")),
+        ("/etc/mosquitto/keylime-mqtt", dir.display().to_string()),
+        ("/var/lib/mosquitto/", format!("{}/", dir.display())),
+    ] {
+        assert!(conf.contains(shipped), "the shipped mosquitto.conf has no {shipped:?} any more");
+        conf = conf.replace(shipped, &here);
+    }
+    conf
 }
 
 /// Returns once mosquitto says that it is running.

@@ -29,8 +29,9 @@ fn a_table_with_the_files_alone_is_enough_and_takes_the_documented_defaults() {
         "host = 'localhost'\nca_file = '{dir}/ca.pem'\ncert_file = '{dir}/client.pem'\nkey_file = '{dir}/client.key'"
     );
     let settings = table(&[&toml]).unwrap();
-    settings.check().unwrap();
-    assert_eq!((settings.port, settings.keep_alive_seconds, settings.allow_tls12), (8883, 300, false));
+    let checked = settings.check().unwrap();
+    assert_eq!(checked.address(), "localhost:8883");
+    assert_eq!((settings.keep_alive_seconds, settings.allow_tls12), (300, false));
 }
 
 #[test]
@@ -64,7 +65,7 @@ fn numbers_outside_their_range_are_refused_with_the_range() {
 #[test]
 fn a_host_or_client_id_that_cannot_work_is_refused() {
     let (_pki, mut settings) = client();
-    for host in ["", "two words", "::1", "host:8883", "mqtts://host"] {
+    for host in ["", "two words", "[::1]", "host:8883", "mqtts://host"] {
         settings.host = host.into();
         complaint(&settings, &["broker.host", "name"]);
     }

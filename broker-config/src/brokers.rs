@@ -1,0 +1,87 @@
+//! The brokers of one link: which one is tried, when the next gets its turn, and the way back to the first.
+//!
+//! Invariant: the order is the operator's and a ring; each broker gets the same number of attempts.
+
+use std::{collections::VecDeque, mem, sync::Arc};
+
+use rustls::ClientConfig;
+use tracing::info;
+
+use crate::{
+    path::Route,
+    settings::{Broker, BrokerSettings},
+};
+
+pub(crate) struct Brokers {
+    present: Broker,
+    /// In the order in which they come next; the present one comes after the last.
+    others: VecDeque<Broker>,
+    /// How many steps the present one is from the first.
+    position: usize,
+    failures: u16,
+    patience: u16,
+}
+
+/// What a lost connection means for the choice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Choice {
+    Same,
+    /// The next, which was not tried since there was a good connection.
+    Fresh,
+    /// The next, after all of them failed.
+    Again,
+}
+
+impl Brokers {
+    pub(crate) fn new(first: Broker, fallbacks: Vec<Broker>, settings: &BrokerSettings) -> Self {
+        let patience = settings.fallback_after_attempts;
+        Self { present: first, others: fallbacks.into(), position: 0, failures: 0, patience }
+    }
+
+    pub(crate) fn present(&mut self) -> &mut Broker {
+        &mut self.present
+    }
+
+    pub(crate) fn address(&self) -> String {
+        self.present.route.address()
+    }
+
+    /// The first broker, unless it is the present one.
+    pub(crate) fn first(&mut self) -> Option<(Route, Arc<ClientConfig>)> {
+        let steps_back = self.position.checked_sub(1)?;
+        let first = self.others.iter_mut().rev().nth(steps_back)?;
+        first.credentials.look();
+        Some((first.route.clone(), Arc::clone(first.credentials.config())))
+    }
+
+    /// After a connection that was good, all is well with the present one.
+    pub(crate) fn was_good(&mut self) {
+        self.failures = 0;
+    }
+
+    /// After an attempt or a connection that failed.
+    pub(crate) fn failed(&mut self) -> Choice {
+        self.failures = self.failures.saturating_add(1);
+        let tries = u16::try_from(self.others.len() + 1).unwrap_or(u16::MAX).saturating_mul(self.patience);
+        if self.others.is_empty() || self.failures % self.patience != 0 {
+            return Choice::Same;
+        }
+        self.step();
+        info!(broker = self.address(), "the next broker is tried");
+        if self.failures < tries { Choice::Fresh } else { Choice::Again }
+    }
+
+    pub(crate) fn back_to_first(&mut self) {
+        while self.position != 0 {
+            self.step();
+        }
+        self.failures = 0;
+    }
+
+    fn step(&mut self) {
+        if let Some(next) = self.others.pop_front() {
+            self.others.push_back(mem::replace(&mut self.present, next));
+            self.position = (self.position + 1) % (self.others.len() + 1);
+        }
+    }
+}
