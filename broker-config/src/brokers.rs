@@ -18,8 +18,11 @@ pub(crate) struct Brokers {
     others: VecDeque<Broker>,
     /// How many steps the present one is from the first.
     position: usize,
+    /// In a row, at the present one.
     failures: u16,
     patience: u16,
+    /// How many have not had their turn since there was a good connection.
+    fresh: usize,
 }
 
 /// What a lost connection means for the choice.
@@ -34,8 +37,14 @@ pub(crate) enum Choice {
 
 impl Brokers {
     pub(crate) fn new(first: Broker, fallbacks: Vec<Broker>, settings: &BrokerSettings) -> Self {
-        let patience = settings.fallback_after_attempts;
-        Self { present: first, others: fallbacks.into(), position: 0, failures: 0, patience }
+        Self {
+            present: first,
+            fresh: fallbacks.len(),
+            others: fallbacks.into(),
+            position: 0,
+            failures: 0,
+            patience: settings.fallback_after_attempts,
+        }
     }
 
     pub(crate) fn present(&mut self) -> &mut Broker {
@@ -57,25 +66,33 @@ impl Brokers {
     /// After a connection that was good, all is well with the present one.
     pub(crate) fn was_good(&mut self) {
         self.failures = 0;
+        self.fresh = self.others.len();
     }
 
     /// After an attempt or a connection that failed.
     pub(crate) fn failed(&mut self) -> Choice {
-        self.failures = self.failures.saturating_add(1);
-        let tries = u16::try_from(self.others.len() + 1).unwrap_or(u16::MAX).saturating_mul(self.patience);
-        if self.others.is_empty() || self.failures % self.patience != 0 {
+        self.failures += 1;
+        if self.others.is_empty() || self.failures < self.patience {
+            self.failures = self.failures.min(self.patience);
             return Choice::Same;
         }
+        self.failures = 0;
         self.step();
         info!(broker = self.address(), "the next broker is tried");
-        if self.failures < tries { Choice::Fresh } else { Choice::Again }
+        match self.fresh.checked_sub(1) {
+            Some(fewer) => {
+                self.fresh = fewer;
+                Choice::Fresh
+            }
+            None => Choice::Again,
+        }
     }
 
     pub(crate) fn back_to_first(&mut self) {
         while self.position != 0 {
             self.step();
         }
-        self.failures = 0;
+        self.was_good();
     }
 
     fn step(&mut self) {

@@ -14,29 +14,22 @@
 
 use std::time::Duration;
 
-use rumqttc::{AsyncClient, ClientError, Codec, Connect, Event, Outgoing, Packet, Publish, Request};
+use rumqttc::{AsyncClient, ClientError, Connect, Event, Outgoing, Packet, Publish, Request};
 use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{debug, info, warn};
 
 use crate::{
     driver::{Stop, Wish},
     eventloop::EventLoop,
+    limits::{IN_FLIGHT, Limits},
     link::{Counters, Letter, LinkEvent, Qos},
     loss::Loss,
     path::{Milestone, Route},
     queue::{Queue, Refused, Weigh},
     renewal::{Reason, Renewal},
-    settings::BrokerSettings,
     subscriptions::Subscriptions,
 };
 
-/// QoS 1 messages sent and not yet acknowledged. Mosquitto's default inflight is the same; more would gain
-/// nothing for an exchange with one message per device under way.
-const IN_FLIGHT: u16 = 20;
-/// What is read at all. The codec cannot skip a packet, only die of it, and a retained message would come again
-/// on every connection; so larger packets than the settings allow are read and dropped here, up to this size.
-/// It covers the default limits of brokers that have one (2 MB mosquitto 2.1, 1 MB EMQX, 128 KB AWS).
-const LARGEST_SKIPPED: usize = 4 * 1024 * 1024;
 /// Letters inside rumqttc's channel: enough to keep it busy, few to carry back.
 const CHANNEL: usize = 8;
 /// One place in the channel stays free for DISCONNECT.
@@ -56,30 +49,6 @@ pub(crate) enum Ended {
         /// Since CONNACK, if it came.
         lived: Option<Duration>,
     },
-}
-
-/// Times and sizes, from the settings.
-#[derive(Debug, Clone)]
-pub(crate) struct Limits {
-    connect: Duration,
-    /// Two keep-alive intervals: a live connection has an event, if only a ping, in each.
-    silence: Duration,
-    ack: Duration,
-    keep_alive: Duration,
-    max_packet: usize,
-}
-
-impl From<&BrokerSettings> for Limits {
-    fn from(settings: &BrokerSettings) -> Self {
-        let keep_alive = Duration::from_secs(settings.keep_alive_seconds.into());
-        Self {
-            connect: Duration::from_secs(settings.connect_timeout_seconds.into()),
-            silence: keep_alive * 2,
-            keep_alive,
-            ack: Duration::from_secs(settings.ack_timeout_seconds.into()),
-            max_packet: settings.max_packet_bytes,
-        }
-    }
 }
 
 pub(crate) struct Connection<'a> {
@@ -172,7 +141,10 @@ impl<'a> Connection<'a> {
             return ended;
         }
         let connected_at = Instant::now();
-        info!(broker = route.address(), "connected to the broker");
+        match &route.proxy {
+            None => info!(broker = route.address(), "connected to the broker"),
+            Some(proxy) => info!(broker = route.address(), ?proxy, "connected to the broker through a proxy"),
+        }
         self.counters.connected();
         if self.subscriptions.are_answered() {
             self.announce();
@@ -196,8 +168,7 @@ impl<'a> Connection<'a> {
     ) -> Result<(), Ended> {
         let mut passed = Vec::new();
         let outcome = {
-            let codec =
-                Codec { max_incoming_size: LARGEST_SKIPPED, max_outgoing_size: self.limits.max_packet };
+            let codec = self.limits.codec();
             let attempt = async {
                 let stream = route.open(renewal.tls(), &mut passed).await.map_err(Loss::from_path)?;
                 self.eventloop.greet(stream, codec, hello.clone()).await
@@ -216,7 +187,7 @@ impl<'a> Connection<'a> {
                 }
             }
         };
-        let lost = |loss| Ended::Lost { loss, lived: None };
+        let failed = |loss| Ended::Lost { loss, lived: None };
         match outcome {
             Ok(Ok(answer)) => {
                 debug!(?passed, "the way to the broker");
@@ -227,9 +198,9 @@ impl<'a> Connection<'a> {
                 self.unannounced = Some(answer.session_present);
                 Ok(())
             }
-            Ok(Err(loss)) if alpn_was_ignored(renewal, &passed) => Err(lost(loss.without_alpn())),
-            Ok(Err(loss)) => Err(lost(loss)),
-            Err(_) => Err(lost(Loss::timed_out(&passed))),
+            Ok(Err(loss)) if alpn_was_ignored(renewal, &passed) => Err(failed(loss.without_alpn())),
+            Ok(Err(loss)) => Err(failed(loss)),
+            Err(_) => Err(failed(Loss::timed_out(&passed))),
         }
     }
 

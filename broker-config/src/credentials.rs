@@ -124,3 +124,80 @@ impl Prints {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, os::unix::fs::PermissionsExt};
+
+    use rcgen::{CertificateParams, KeyPair};
+    use tempfile::TempDir;
+    use tokio::time::advance;
+
+    use super::*;
+
+    /// A self-signed certificate as CA and as its own, in a directory of its own.
+    fn directory() -> (TempDir, TlsFiles) {
+        let dir = tempfile::tempdir().expect("a directory");
+        let file = |name| dir.path().join(name);
+        let files = TlsFiles {
+            ca: file("ca.pem"),
+            cert: file("client.pem"),
+            key: file("client.key"),
+            allow_tls12: false,
+            alpn: Vec::new(),
+        };
+        issue(&files);
+        fs::copy(&files.cert, &files.ca).expect("a CA file");
+        (dir, files)
+    }
+
+    fn issue(files: &TlsFiles) {
+        let key = KeyPair::generate().expect("a key");
+        let params = CertificateParams::new(vec!["client".to_owned()]).expect("parameters");
+        fs::write(&files.cert, params.self_signed(&key).expect("a certificate").pem()).expect("written");
+        fs::write(&files.key, key.serialize_pem()).expect("written");
+        fs::set_permissions(&files.key, fs::Permissions::from_mode(0o600)).expect("permissions");
+    }
+
+    #[test]
+    fn what_did_not_change_keeps_its_configuration_and_so_its_tls_sessions() {
+        let (_dir, files) = directory();
+        let mut credentials = Credentials::load(files.clone()).expect("usable files");
+        let before = Arc::clone(credentials.config());
+        // the same bytes written again are no change
+        fs::write(&files.cert, fs::read(&files.cert).expect("read")).expect("written");
+        assert_eq!(credentials.look(), Change::None);
+        assert!(Arc::ptr_eq(&before, credentials.config()));
+    }
+
+    #[test]
+    fn a_changed_identity_and_changed_roots_are_told_apart() {
+        let (_dir, files) = directory();
+        let mut credentials = Credentials::load(files.clone()).expect("usable files");
+        fs::copy(&files.cert, &files.ca).expect("the same");
+        issue(&files);
+        assert_eq!(credentials.look(), Change::Identity);
+        assert_eq!(credentials.look(), Change::None);
+        fs::copy(&files.cert, &files.ca).expect("another CA");
+        assert_eq!(credentials.look(), Change::Roots);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn unusable_files_leave_what_is_in_use_and_are_complained_of_once_they_stay() {
+        let (_dir, files) = directory();
+        let mut credentials = Credentials::load(files.clone()).expect("usable files");
+        let before = Arc::clone(credentials.config());
+        let good = fs::read(&files.key).expect("the key");
+        let said = |credentials: &Credentials| credentials.trouble.as_ref().map(|trouble| trouble.said);
+        // half of a renewal: the key of the next certificate
+        fs::write(&files.key, KeyPair::generate().expect("a key").serialize_pem()).expect("written");
+        assert_eq!((credentials.look(), said(&credentials)), (Change::None, Some(false)));
+        advance(SETTLING).await;
+        assert_eq!((credentials.look(), said(&credentials)), (Change::None, Some(true)));
+        let reason = credentials.trouble.clone().expect("trouble").reason;
+        assert!(reason.contains("client.pem") && reason.contains("client.key"), "{reason}");
+        assert!(Arc::ptr_eq(&before, credentials.config()));
+        fs::write(&files.key, good).expect("written");
+        assert_eq!((credentials.look(), said(&credentials)), (Change::None, None));
+    }
+}

@@ -10,12 +10,13 @@ use tokio::{
     sync::watch,
     time::{Instant, sleep_until},
 };
-use tracing::{debug, info, warn};
+use tracing::{info, warn};
 
 use crate::{
     backoff::{Backoff, GOOD_CONNECTION},
     brokers::{Brokers, Choice},
-    connection::{self, Connection, Ended},
+    connection::{Connection, Ended},
+    limits::Limits,
     link::{Counters, Letter, LinkEvent, Qos, SHUTDOWN_LIMIT, Will},
     loss::Loss,
     queue::Queue,
@@ -140,12 +141,9 @@ impl Driver {
 
     async fn connect_once(&mut self) -> Ended {
         let first = self.brokers.first();
-        let limits = connection::Limits::from(&self.settings);
+        let limits = Limits::from(&self.settings);
         let broker = self.brokers.present();
         broker.credentials.look();
-        if let Some(proxy) = &broker.route.proxy {
-            debug!(broker = broker.route.address(), ?proxy, "through a proxy");
-        }
         let mut renewal = Renewal::new(&self.settings, &mut broker.credentials, first);
         Connection::new(&limits, &self.subscriptions, &self.outbox, &self.inbox, &self.counters)
             .run(&self.hello, &broker.route, &mut renewal, &mut self.stop)

@@ -32,9 +32,11 @@ mod connection;
 mod credentials;
 mod driver;
 mod eventloop;
+mod limits;
 mod link;
 mod loss;
 mod path;
+mod probe;
 mod queue;
 mod renewal;
 mod settings;
@@ -43,6 +45,7 @@ mod tls;
 
 pub use link::{Incoming, Link, LinkEvent, PublishError, Qos, Traffic, Will, connect};
 pub use path::Milestone;
+pub use probe::Probe;
 pub use settings::{
     BrokerSettings, CheckedBroker, FallbackBroker, Headers, ProxyChoice, ProxySettings, ProxySettingsError,
     SettingsError, Transport,

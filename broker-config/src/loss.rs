@@ -8,7 +8,7 @@ use std::io;
 use rumqttc::{ConnectReturnCode, StateError, mqttbytes};
 use rustls::{AlertDescription, CertificateError};
 
-use crate::path::{Milestone, PathError, UpgradeError};
+use crate::path::{Milestone, PathError, UpgradeError, is_end};
 
 /// Whether CONNACK had arrived.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -207,11 +207,4 @@ impl Loss {
             Phase::Connected => Self::Closed,
         }
     }
-}
-
-fn is_end(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe
-    )
 }

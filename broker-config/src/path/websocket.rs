@@ -24,7 +24,7 @@ use tokio_tungstenite::{
     },
 };
 
-use super::{ByteStream, Upgrade};
+use super::{ByteStream, Upgrade, is_end};
 
 /// As IANA registers it for MQTT 3.1.1 and 5.
 const SUBPROTOCOL: &str = "mqtt";
@@ -48,7 +48,11 @@ pub(crate) enum UpgradeError {
     NotWebSocket { reason: String },
     #[error("broker.websocket_path or broker.websocket_headers cannot be sent ({reason})")]
     Request { reason: String },
-    /// The connection below ended; may hold a [`rustls::Error`].
+    #[error(
+        "the peer closed the connection instead of answering the WebSocket upgrade: it refused broker.cert_file, or it expects no WebSocket, so check broker.port, or set broker.transport = \"tls\""
+    )]
+    Closed,
+    /// The connection below failed; may hold a [`rustls::Error`].
     #[error("{0}")]
     Io(io::Error),
 }
@@ -114,10 +118,9 @@ fn refusal(error: tungstenite::Error, path: &str) -> UpgradeError {
         Error::Protocol(ProtocolError::SecWebSocketSubProtocolError(
             SubProtocolError::NoSubProtocol | SubProtocolError::InvalidSubProtocol,
         )) => UpgradeError::NotMqtt { path: path.to_owned() },
+        Error::Io(error) if is_end(&error) => UpgradeError::Closed,
         Error::Io(error) => UpgradeError::Io(error),
-        Error::Protocol(ProtocolError::HandshakeIncomplete) | Error::ConnectionClosed => {
-            UpgradeError::Io(io::ErrorKind::UnexpectedEof.into())
-        }
+        Error::Protocol(ProtocolError::HandshakeIncomplete) | Error::ConnectionClosed => UpgradeError::Closed,
         error => UpgradeError::NotWebSocket { reason: error.to_string() },
     }
 }

@@ -134,16 +134,25 @@ async fn a_refused_websocket_upgrade_says_the_status_and_the_key_to_look_at() {
     let pki = Pki::new();
     let broker = ScriptedBroker::listen(&pki, &[&TLS13]).await;
     let port = broker.port;
-    let statuses = [("403 Forbidden", "broker.websocket_headers"), ("404 Not Found", "broker.websocket_path"), ("200 OK", "a web server")];
+    let statuses = [
+        ("403 Forbidden", "broker.websocket_headers"),
+        ("404 Not Found", "broker.websocket_path"),
+        ("200 OK", "a web server"),
+    ];
     let serving = tokio::spawn(async move {
         for (status, _) in statuses {
-            let request = broker.answer_http(&format!("HTTP/1.1 {status}\r\nContent-Length: 0\r\n\r\n")).await;
+            let request =
+                broker.answer_http(&format!("HTTP/1.1 {status}\r\nContent-Length: 0\r\n\r\n")).await;
             assert!(request.starts_with("GET /ws?x=1 HTTP/1.1\r\n"), "{request}");
-            assert!(request.to_ascii_lowercase().contains("\r\nsec-websocket-protocol: mqtt\r\n"), "{request}");
+            assert!(
+                request.to_ascii_lowercase().contains("\r\nsec-websocket-protocol: mqtt\r\n"),
+                "{request}"
+            );
             assert!(request.to_ascii_lowercase().contains("\r\nx-token: t0ken\r\n"), "{request}");
         }
     });
-    let more = "transport = 'websocket'\nwebsocket_path = '/ws?x=1'\nwebsocket_headers = { X-Token = 't0ken' }";
+    let more =
+        "transport = 'websocket'\nwebsocket_path = '/ws?x=1'\nwebsocket_headers = { X-Token = 't0ken' }";
     let mut client = Client::start(pki.client("client", port, more), "client", &[]);
     for (status, key) in statuses {
         let said = client.loss().await;
@@ -161,4 +170,34 @@ async fn a_silent_way_says_how_far_it_got() {
     let port = listener.local_addr().unwrap().port();
     let said = reason(&pki, port, "connect_timeout_seconds = 1").await;
     says(&said, &["broker.connect_timeout_seconds", "TCP connection to 127.0.0.1"]);
+}
+
+#[tokio::test]
+async fn a_probe_walks_to_every_broker_and_says_how_far_it_got_without_disturbing_a_client() {
+    let pki = Pki::new();
+    let broker = Mosquitto::with_websocket(&pki);
+    let squid = Squid::open(broker.websocket_port);
+    let closed = free_port();
+    let more = format!(
+        "{}[[fallback]]\nhost = 'localhost'\nport = {}\ntransport = 'websocket'\n[[fallback]]\nhost = 'localhost'\n\
+         port = {closed}\nproxy = 'none'\n",
+        squid.table(None).replace("[proxy]\n", "").replace("url", "proxy.url"),
+        broker.websocket_port,
+    );
+    let checked = pki.client("client", broker.port, &more);
+    let mut client =
+        Client::connected(pki.client("client", broker.port, "proxy = 'none'"), "client", &["t"]).await;
+    let probes = checked.probe().await;
+    let [forbidden, open, absent] = &probes[..] else { panic!("three brokers, but {probes:?}") };
+    says(forbidden.failure.as_ref().unwrap(), &["403"]);
+    assert_eq!(open.failure, None);
+    let steps: Vec<String> = open.passed.iter().map(ToString::to_string).collect();
+    for (step, said) in
+        ["address", "TCP connection", "tunnel through", "TLSv1_3", "WebSocket at /mqtt"].iter().zip(&steps)
+    {
+        assert!(said.contains(step), "{said:?} is not {step:?}");
+    }
+    assert_eq!(steps.len(), 5);
+    says(absent.failure.as_ref().unwrap(), &["cannot reach the broker", &format!("localhost:{closed}")]);
+    client.round_trip("t").await;
 }

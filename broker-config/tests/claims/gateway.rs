@@ -33,7 +33,9 @@ impl Chain {
         let cloud = Mosquitto::from_conf(&centre, outside, conf);
 
         centre.issue("gateway-1", &[]);
-        for (from, to) in [("ca.pem", "cloud-ca.pem"), ("gateway-1.pem", "gateway.pem"), ("gateway-1.key", "gateway.key")] {
+        for (from, to) in
+            [("ca.pem", "cloud-ca.pem"), ("gateway-1.pem", "gateway.pem"), ("gateway-1.key", "gateway.key")]
+        {
             fs::copy(centre.file(from), site.file(to)).unwrap();
         }
         fs::write(site.file("gateway.acl"), shipped("gateway.acl")).unwrap();
@@ -53,7 +55,8 @@ impl Chain {
 
     async fn device(&self, id: &str) -> Client {
         let broker = self.site.client(id, self.gateway.port, "");
-        Client::connected(broker, id, &[&format!("keylime/v1/{id}/challenge"), "keylime/v1/+/challenge"]).await
+        Client::connected(broker, id, &[&format!("keylime/v1/{id}/challenge"), "keylime/v1/+/challenge"])
+            .await
     }
 
     /// Until one message went the whole way: the gateway connects to the cloud in its own time.

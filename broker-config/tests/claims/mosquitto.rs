@@ -4,11 +4,17 @@ use std::{
     fmt::Write,
     fs,
     io::{BufRead, BufReader},
-    net::TcpListener,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener},
     path::Path,
     process::{Child, Command, Stdio},
+    sync::{
+        OnceLock,
+        atomic::{AtomicU16, Ordering},
+    },
     thread,
 };
+
+use rand::Rng;
 
 use crate::pki::Pki;
 
@@ -82,8 +88,8 @@ impl Mosquitto {
         // started by root, mosquitto would become another user, who may not read this directory
         writeln!(conf, "user root").unwrap();
         // among this is the line that says that it runs
-        writeln!(conf, "log_type information").unwrap();
-        let file = dir.join("mosquitto.conf");
+        writeln!(conf, "log_type information\nlog_type error").unwrap();
+        let file = dir.join(format!("mosquitto-{port}.conf"));
         fs::write(&file, conf).unwrap();
         let process = run(&file);
         Self { port, websocket_port: 0, conf: file, process }
@@ -146,6 +152,20 @@ fn run(conf: &Path) -> Child {
     process
 }
 
+/// A port for a process that has to be told one. Not of those that the kernel gives to outgoing connections, one of
+/// which could take it before the process does.
 pub(crate) fn free_port() -> u16 {
-    TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap().port()
+    static NEXT: OnceLock<AtomicU16> = OnceLock::new();
+    // other test processes begin elsewhere
+    let next = NEXT.get_or_init(|| AtomicU16::new(rand::rng().random_range(10_000..30_000)));
+    loop {
+        let port = next.fetch_add(1, Ordering::Relaxed);
+        let is_free = |at: IpAddr| TcpListener::bind((at, port)).is_ok();
+        if port < 32_000 && is_free(Ipv4Addr::LOCALHOST.into()) && is_free(Ipv6Addr::UNSPECIFIED.into()) {
+            return port;
+        }
+        if port >= 32_000 {
+            next.store(10_000, Ordering::Relaxed);
+        }
+    }
 }

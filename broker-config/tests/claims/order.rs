@@ -43,7 +43,8 @@ async fn with_all_brokers_away_each_gets_its_turn_again_and_again() {
 async fn the_connection_returns_to_the_first_broker_once_the_way_there_is_open() {
     let pki = Pki::new();
     let (mut first, second) = (Mosquitto::open(&pki), Mosquitto::open(&pki));
-    let more = format!("fallback_after_attempts = 1\nfallback_return_seconds = 10\n{}", fallback(second.port));
+    let more =
+        format!("fallback_after_attempts = 1\nfallback_return_seconds = 10\n{}", fallback(second.port));
     let settings = pki.client("client", first.port, &more);
     let mut client = Client::connected(settings, "client", &["t"]).await;
     first.kill();
@@ -53,7 +54,9 @@ async fn the_connection_returns_to_the_first_broker_once_the_way_there_is_open()
     // a broker that hears a message of the client is the one it is connected to
     first.restart();
     let mut witness = Client::connected(pki.client("witness", first.port, ""), "witness", &["w"]).await;
-    let LinkEvent::Disconnected { reason } = client.event().await else { panic!("something else came first") };
+    let LinkEvent::Disconnected { reason } = client.event().await else {
+        panic!("something else came first")
+    };
     assert!(reason.contains("first broker is open again"), "{reason:?}");
     client.publish("w", *b"back");
     client.is_connected().await;

@@ -57,7 +57,9 @@ fn what_a_profile_offers_commented_out_is_accepted_too() {
         // a comment begins "# ", a setting that is left out "#"
         let with_all: String = text
             .lines()
-            .map(|line| line.strip_prefix('#').filter(|rest| !rest.starts_with(' ')).unwrap_or(line).to_owned() + "\n")
+            .map(|line| {
+                line.strip_prefix('#').filter(|rest| !rest.starts_with(' ')).unwrap_or(line).to_owned() + "\n"
+            })
             .collect();
         Toml::from_str::<Profile>(&with_all).unwrap_or_else(|error| panic!("{folder}: {error}"));
     }
@@ -74,7 +76,11 @@ fn every_broker_has_its_page_and_its_authorization_and_says_when_it_was_not_run(
             assert_eq!(says_so, !was_run, "{folder}/README.md");
         }
     }
-    for policy in ["aws-iot-core/device-policy.json", "aws-iot-core/bridge-policy.json", "azure-event-grid/authorization.json"] {
+    for policy in [
+        "aws-iot-core/device-policy.json",
+        "aws-iot-core/bridge-policy.json",
+        "azure-event-grid/authorization.json",
+    ] {
         let text = fs::read_to_string(file(".", policy)).unwrap();
         serde_json::from_str::<serde_json::Value>(&text).unwrap_or_else(|error| panic!("{policy}: {error}"));
     }

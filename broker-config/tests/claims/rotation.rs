@@ -11,7 +11,8 @@ use crate::{mosquitto::Mosquitto, pki::Pki, reader::Client, relay::Relay, script
 async fn a_changed_certificate_is_shown_on_a_new_connection_once_nothing_is_under_way() {
     let pki = Pki::new();
     let broker = ScriptedBroker::listen(&pki, &[&TLS13]).await;
-    let mut client = Client::start(pki.client("client", broker.port, "file_check_seconds = 1"), "client", &[]);
+    let mut client =
+        Client::start(pki.client("client", broker.port, "file_check_seconds = 1"), "client", &[]);
     client.publish("t", *b"x");
     let mut session = broker.accept().await;
     let first = session.client_certificate();
@@ -24,7 +25,9 @@ async fn a_changed_certificate_is_shown_on_a_new_connection_once_nothing_is_unde
     drop(session);
     let session = broker.accept().await;
     assert_ne!(session.client_certificate(), first);
-    let LinkEvent::Disconnected { reason } = client.event().await else { panic!("something else came first") };
+    let LinkEvent::Disconnected { reason } = client.event().await else {
+        panic!("something else came first")
+    };
     assert!(reason.contains("certificate or key changed"), "{reason:?}");
 }
 
@@ -48,7 +51,8 @@ async fn files_that_cannot_be_used_leave_the_client_connecting_with_what_it_has(
 async fn a_new_ca_file_ends_refusals_without_a_restart() {
     let (pki, new) = (Pki::new(), Pki::named("new CA"));
     // the broker moved to a new CA, and takes clients of both
-    let both = fs::read_to_string(pki.file("ca.pem")).unwrap() + &fs::read_to_string(new.file("ca.pem")).unwrap();
+    let both =
+        fs::read_to_string(pki.file("ca.pem")).unwrap() + &fs::read_to_string(new.file("ca.pem")).unwrap();
     fs::write(new.file("ca.pem"), &both).unwrap();
     let broker = Mosquitto::open(&new);
     let mut client = Client::start(pki.client("client", broker.port, ""), "client", &["t"]);

@@ -127,7 +127,8 @@ impl Session {
 
     /// Waits for DISCONNECT.
     pub(crate) async fn said_goodbye(&mut self) {
-        within_patience(async { while self.packet().await.expect("DISCONNECT").0 >> 4 != DISCONNECT {} }).await;
+        within_patience(async { while self.packet().await.expect("DISCONNECT").0 >> 4 != DISCONNECT {} })
+            .await;
     }
 
     /// The next PUBLISH, or `None` after the client closed the connection.

@@ -7,6 +7,7 @@ use std::{
     fmt::Write,
     fs,
     io::{BufRead, BufReader},
+    net::TcpStream,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -36,14 +37,14 @@ impl Squid {
     /// As [`Squid::open`], for who says [`USER`] and [`PASSWORD`].
     pub(crate) fn with_basic(allowed: u16) -> Self {
         let auth = "auth_param basic program /usr/lib/squid/basic_ncsa_auth {dir}/passwords\n\
-                    auth_param basic children 1\nacl known proxy_auth REQUIRED\n";
+                    auth_param basic children 1\nauth_param basic realm test\nacl known proxy_auth REQUIRED\n";
         Self::start(allowed, auth, "http_access allow known\n")
     }
 
     /// Asks for a scheme that this project does not know.
     pub(crate) fn with_digest(allowed: u16) -> Self {
         let auth = "auth_param digest program /usr/lib/squid/digest_file_auth {dir}/passwords\n\
-                    auth_param digest children 1\nacl known proxy_auth REQUIRED\n";
+                    auth_param digest children 1\nauth_param digest realm test\nacl known proxy_auth REQUIRED\n";
         Self::start(allowed, auth, "http_access allow known\n")
     }
 
@@ -52,8 +53,8 @@ impl Squid {
         // started by root, squid becomes the user proxy
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
         fs::write(dir.path().join("passwords"), format!("{USER}:{}\n", hashed(PASSWORD))).unwrap();
-        // names that squid knows and this machine does not
-        fs::write(dir.path().join("hosts"), "127.0.0.1 broker.test\n").unwrap();
+        // a name that squid knows and this machine does not; without the other, squid would ask DNS for it
+        fs::write(dir.path().join("hosts"), "127.0.0.1 localhost broker.test\n").unwrap();
         let port = free_port();
         let mut conf = String::new();
         write!(
@@ -117,6 +118,10 @@ fn run(conf: &Path, port: u16) -> Child {
     }
     // an unread pipe would fill and block it
     thread::spawn(move || lines.for_each(drop));
+    // squid says so just before it does so
+    while TcpStream::connect(("127.0.0.1", port)).is_err() {
+        assert!(process.try_wait().unwrap().is_none(), "squid ended at its start");
+    }
     process
 }
 
