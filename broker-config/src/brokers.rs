@@ -2,15 +2,11 @@
 //!
 //! Invariant: the order is the operator's and a ring; each broker gets the same number of attempts.
 
-use std::{collections::VecDeque, mem, sync::Arc};
+use std::{collections::VecDeque, mem};
 
-use rustls::ClientConfig;
 use tracing::info;
 
-use crate::{
-    path::Route,
-    settings::{Broker, BrokerSettings},
-};
+use crate::settings::{Broker, BrokerSettings};
 
 pub(crate) struct Brokers {
     present: Broker,
@@ -56,11 +52,9 @@ impl Brokers {
     }
 
     /// The first broker, unless it is the present one.
-    pub(crate) fn first(&mut self) -> Option<(Route, Arc<ClientConfig>)> {
+    pub(crate) fn first(&self) -> Option<Broker> {
         let steps_back = self.position.checked_sub(1)?;
-        let first = self.others.iter_mut().rev().nth(steps_back)?;
-        first.credentials.look();
-        Some((first.route.clone(), Arc::clone(first.credentials.config())))
+        self.others.iter().rev().nth(steps_back).cloned()
     }
 
     /// After a connection that was good, all is well with the present one.

@@ -127,12 +127,13 @@ impl Driver {
                 away_since = None;
                 self.brokers.was_good();
             }
-            let wait = if loss.lasts() { backoff.longest_wait() } else { backoff.next_wait() };
-            let away = away_since.get_or_insert_with(Instant::now).elapsed();
-            self.tell(&loss, wait, away);
+            let broker = self.brokers.address();
             if self.brokers.failed() == Choice::Fresh {
                 backoff.reset();
             }
+            let wait = if loss.lasts() { backoff.longest_wait() } else { backoff.next_wait() };
+            let away = away_since.get_or_insert_with(Instant::now).elapsed();
+            self.tell(&broker, &loss, wait, away);
             if self.rests_until_stopped(wait).await {
                 return;
             }
@@ -159,8 +160,8 @@ impl Driver {
     }
 
     /// A link that drops now and then is what links do; one that stays away, or is refused, is for an operator.
-    fn tell(&self, loss: &Loss, wait: Duration, away: Duration) {
-        let (broker, reason) = (self.brokers.address(), loss.to_string());
+    fn tell(&self, broker: &str, loss: &Loss, wait: Duration, away: Duration) {
+        let reason = loss.to_string();
         let next_attempt_seconds = wait.as_secs_f32();
         if self.stop.is_asked() {
             info!(broker, reason, "connection lost while shutting down");

@@ -8,7 +8,7 @@ use std::io;
 use rumqttc::{ConnectReturnCode, StateError, mqttbytes};
 use rustls::{AlertDescription, CertificateError};
 
-use crate::path::{Milestone, PathError, UpgradeError, is_end};
+use crate::path::{Milestone, PathError, ProxyError, UpgradeError, is_end};
 
 /// Whether CONNACK had arrived.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -135,7 +135,11 @@ impl Loss {
 
     /// Whether it takes a person and some time, so that the next attempt may wait its longest.
     pub(crate) fn lasts(&self) -> bool {
-        matches!(self, Self::Oversize { .. })
+        // a password that is tried again and again gets an account locked
+        matches!(
+            self,
+            Self::Oversize { .. } | Self::Path(PathError::Proxy(ProxyError::CredentialsRefused { .. }))
+        )
     }
 
     pub(crate) fn from_state(error: StateError, phase: Phase) -> Self {

@@ -15,8 +15,7 @@ use tracing::debug;
 
 use crate::{
     credentials::{Change, Credentials},
-    path::Route,
-    settings::BrokerSettings,
+    settings::{Broker, BrokerSettings},
 };
 
 /// Why a connection is made anew.
@@ -45,8 +44,7 @@ pub(crate) struct Renewal<'a> {
 
 /// The first broker, seen from a fallback.
 struct Home {
-    route: Route,
-    tls: Arc<ClientConfig>,
+    broker: Broker,
     every: Duration,
     limit: Duration,
     next_probe: Instant,
@@ -59,20 +57,14 @@ impl<'a> Renewal<'a> {
     pub(crate) fn new(
         settings: &BrokerSettings,
         credentials: &'a mut Credentials,
-        first: Option<(Route, Arc<ClientConfig>)>,
+        first: Option<Broker>,
     ) -> Self {
         let now = Instant::now();
         let look_every = Duration::from_secs(settings.file_check_seconds.into());
         let every = Duration::from_secs(settings.fallback_return_seconds.into());
         let limit = Duration::from_secs(settings.connect_timeout_seconds.into());
-        let home = first.map(|(route, tls)| Home {
-            route,
-            tls,
-            every,
-            limit,
-            next_probe: now + every,
-            probe: JoinSet::new(),
-        });
+        let home =
+            first.map(|broker| Home { broker, every, limit, next_probe: now + every, probe: JoinSet::new() });
         Self { credentials, look_every, next_look: now + look_every, home, due: None }
     }
 
@@ -113,7 +105,9 @@ impl Home {
         loop {
             if self.probe.is_empty() {
                 sleep_until(self.next_probe).await;
-                let (route, tls, limit) = (self.route.clone(), Arc::clone(&self.tls), self.limit);
+                self.broker.credentials.look();
+                let tls = Arc::clone(self.broker.credentials.config());
+                let (route, limit) = (self.broker.route.clone(), self.limit);
                 self.probe.spawn(async move {
                     let way = timeout(limit, route.open(&tls, &mut Vec::new())).await;
                     matches!(way, Ok(Ok(_)))

@@ -18,7 +18,7 @@ use rustls_pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::TlsConnector;
 
-pub(crate) use self::websocket::UpgradeError;
+pub(crate) use self::{proxy::ProxyError, websocket::UpgradeError};
 use crate::settings::{Headers, Proxy};
 
 /// What MQTT needs of a connection.
@@ -130,7 +130,7 @@ pub(crate) enum PathError {
     #[error("cannot reach {peer} ({source}): {}", peer.remedy())]
     Unreachable { peer: Peer, source: io::Error },
     #[error(transparent)]
-    Proxy(#[from] proxy::ProxyError),
+    Proxy(#[from] ProxyError),
     /// Holds a [`rustls::Error`], or says that the connection ended.
     #[error("TLS with the broker failed: {0}")]
     Tls(io::Error),

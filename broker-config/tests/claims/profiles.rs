@@ -28,7 +28,7 @@ const BROKERS: [(&str, &str, bool); 8] = [
     ("aws-iot-core", "device-policy.json", false),
     ("azure-event-grid", "authorization.json", false),
     ("emqx", "acl.conf", false),
-    ("hivemq", "ese-roles.xml", false),
+    ("hivemq", "ese-permissions.sql", false),
     ("nanomq", "nanomq_acl.conf", false),
     ("rmqtt", "rmqtt-acl.toml", false),
 ];
