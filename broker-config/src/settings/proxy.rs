@@ -57,7 +57,9 @@ pub struct ProxySettings {
 #[derive(Debug, thiserror::Error)]
 pub enum ProxySettingsError {
     /// Not `http://host:port`.
-    #[error("{setting} is not a proxy this client can use ({reason}): write http://host:port")]
+    #[error(
+        "{setting} is not a proxy this client can use ({reason}): write http://host:port, or broker.proxy = \"none\" to go without"
+    )]
     Url {
         /// The key or variable.
         setting: &'static str,
