@@ -2,29 +2,31 @@
 //!
 //! ```text
 //! connecting -- CONNACK --> serving -- stop, all acknowledged --> parting --> Stopped
+//!      |                        |--- renewal, all acknowledged --> parting --> Renewed
 //!      \--------- error --------\------ error, watchdog -----------------> Lost
 //! ```
 //!
 //! Invariants:
-//! - The future of `EventLoop::poll` is never dropped halfway unless the connection is given up with it:
-//!   rumqttc may have filed a message as sent and not yet written it.
-//! - rumqttc holds a bounded number of letters. However the connection ends, those it has not seen acknowledged
+//! - The future of `EventLoop::poll` is never dropped halfway unless the connection is given up with it: a
+//!   message may be filed as sent and not yet written.
+//! - The event loop holds a bounded number of letters. However the connection ends, those it has not seen acknowledged
 //!   go back to the front of the outbox, in order, and messages it had read already are still delivered.
 
 use std::time::Duration;
 
-use rumqttc::{
-    AsyncClient, ClientError, Event, EventLoop, NetworkOptions, Outgoing, Packet, Publish, Request,
-};
+use rumqttc::{AsyncClient, ClientError, Connect, Event, Outgoing, Packet, Publish, Request};
 use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{debug, info, warn};
 
 use crate::{
     driver::{Stop, Wish},
+    eventloop::EventLoop,
+    limits::{IN_FLIGHT, Limits},
     link::{Counters, Letter, LinkEvent, Qos},
-    loss::{Loss, Phase},
+    loss::Loss,
+    path::{Milestone, Route},
     queue::{Queue, Refused, Weigh},
-    settings::BrokerSettings,
+    renewal::{Reason, Renewal},
     subscriptions::Subscriptions,
 };
 
@@ -40,32 +42,13 @@ const PARTING: Duration = Duration::from_secs(2);
 
 pub(crate) enum Ended {
     Stopped,
+    /// Given up though it worked; the next one is due at once.
+    Renewed(Reason),
     Lost {
         loss: Loss,
         /// Since CONNACK, if it came.
         lived: Option<Duration>,
     },
-}
-
-/// Times and sizes, from the settings.
-#[derive(Debug, Clone)]
-pub(crate) struct Limits {
-    connect: Duration,
-    /// Two keep-alive intervals: a live connection has an event, if only a ping, in each.
-    silence: Duration,
-    ack: Duration,
-    max_packet: usize,
-}
-
-impl From<&BrokerSettings> for Limits {
-    fn from(settings: &BrokerSettings) -> Self {
-        Self {
-            connect: Duration::from_secs(settings.connect_timeout_seconds.into()),
-            silence: Duration::from_secs(settings.keep_alive_seconds.into()) * 2,
-            ack: Duration::from_secs(settings.ack_timeout_seconds.into()),
-            max_packet: settings.max_packet_bytes,
-        }
-    }
 }
 
 pub(crate) struct Connection<'a> {
@@ -125,15 +108,13 @@ impl Ledger {
 
 impl<'a> Connection<'a> {
     pub(crate) fn new(
-        options: &rumqttc::MqttOptions,
         limits: &'a Limits,
         wanted: &'a [(String, Qos)],
         outbox: &'a Queue<Letter>,
         inbox: &'a Queue<LinkEvent>,
         counters: &'a Counters,
     ) -> Self {
-        let (client, mut eventloop) = AsyncClient::new(options.clone(), CHANNEL);
-        eventloop.set_network_options(network_options(limits.connect));
+        let (client, eventloop) = EventLoop::new(IN_FLIGHT, limits.keep_alive, limits.ack, CHANNEL);
         Self {
             limits,
             wanted,
@@ -149,33 +130,55 @@ impl<'a> Connection<'a> {
         }
     }
 
-    pub(crate) async fn run(mut self, stop: &mut Stop) -> Ended {
-        if let Err(ended) = self.connect(stop).await {
+    pub(crate) async fn run(
+        mut self,
+        hello: &Connect,
+        route: &Route,
+        renewal: &mut Renewal<'_>,
+        stop: &mut Stop,
+    ) -> Ended {
+        if let Err(ended) = self.connect(hello, route, renewal, stop).await {
             return ended;
         }
         let connected_at = Instant::now();
-        info!("connected to the broker");
+        match &route.proxy {
+            None => info!(broker = route.address(), "connected to the broker"),
+            Some(proxy) => info!(broker = route.address(), ?proxy, "connected to the broker through a proxy"),
+        }
         self.counters.connected();
         if self.subscriptions.are_answered() {
             self.announce();
         }
-        let end = self.serve(stop).await;
+        let end = self.serve(renewal, stop).await;
         self.salvage().await;
-        match end {
-            Ok(()) => Ended::Stopped,
-            Err(loss) => Ended::Lost { loss, lived: Some(connected_at.elapsed()) },
+        match (end, renewal.due()) {
+            (Ok(()), Some(reason)) => Ended::Renewed(reason),
+            (Ok(()), None) => Ended::Stopped,
+            (Err(loss), _) => Ended::Lost { loss, lived: Some(connected_at.elapsed()) },
         }
     }
 
-    /// Name, TCP, TLS, CONNECT, CONNACK: all in the first poll, all under its time limit.
-    async fn connect(&mut self, stop: &mut Stop) -> Result<(), Ended> {
-        let first = {
-            let poll = self.eventloop.poll();
-            tokio::pin!(poll);
+    /// Name, proxy, TCP, TLS, CONNECT, CONNACK: all under one time limit.
+    async fn connect(
+        &mut self,
+        hello: &Connect,
+        route: &Route,
+        renewal: &Renewal<'_>,
+        stop: &mut Stop,
+    ) -> Result<(), Ended> {
+        let mut passed = Vec::new();
+        let outcome = {
+            let codec = self.limits.codec();
+            let attempt = async {
+                let stream = route.open(renewal.tls(), &mut passed).await.map_err(Loss::from_path)?;
+                self.eventloop.greet(stream, codec, hello.clone()).await
+            };
+            let attempt = timeout(self.limits.connect, attempt);
+            tokio::pin!(attempt);
             loop {
                 tokio::select! {
                     biased;
-                    event = &mut poll => break event,
+                    outcome = &mut attempt => break outcome,
                     wish = stop.next_wish() => match wish {
                         // with something queued, the connection is still worth making
                         Wish::Asked if !self.outbox.is_empty() => {}
@@ -184,11 +187,10 @@ impl<'a> Connection<'a> {
                 }
             }
         };
-        let lost = |loss| Ended::Lost { loss, lived: None };
-        match first {
-            Ok(Event::Incoming(Packet::ConnAck(answer))) => {
-                // rumqttc uses the same value for connecting and for flushing
-                self.eventloop.set_network_options(network_options(self.limits.ack));
+        let failed = |loss| Ended::Lost { loss, lived: None };
+        match outcome {
+            Ok(Ok(answer)) => {
+                debug!(?passed, "the way to the broker");
                 let requests = self.subscriptions.requests(self.wanted);
                 self.ledger.subscribe(requests.len());
                 // served before anything from the channel
@@ -196,15 +198,16 @@ impl<'a> Connection<'a> {
                 self.unannounced = Some(answer.session_present);
                 Ok(())
             }
-            Ok(_) => Err(lost(Loss::Protocol("something other than CONNACK came first".into()))),
-            Err(error) => Err(lost(Loss::from_poll(error, Phase::Connecting))),
+            Ok(Err(loss)) if alpn_was_ignored(renewal, &passed) => Err(failed(loss.without_alpn())),
+            Ok(Err(loss)) => Err(failed(loss)),
+            Err(_) => Err(failed(Loss::timed_out(&passed))),
         }
     }
 
-    async fn serve(&mut self, stop: &mut Stop) -> Result<(), Loss> {
+    async fn serve(&mut self, renewal: &mut Renewal<'_>, stop: &mut Stop) -> Result<(), Loss> {
         let mut parting = None;
         loop {
-            match self.next_event(stop, &mut parting).await? {
+            match self.next_event(renewal, stop, &mut parting).await? {
                 Step::Event(event) => self.take(event).await?,
                 Step::Parted => return Ok(()),
             }
@@ -212,15 +215,24 @@ impl<'a> Connection<'a> {
     }
 
     /// Polls until one event, feeding rumqttc from the outbox meanwhile.
-    async fn next_event(&mut self, stop: &mut Stop, parting: &mut Option<Instant>) -> Result<Step, Loss> {
+    async fn next_event(
+        &mut self,
+        renewal: &mut Renewal<'_>,
+        stop: &mut Stop,
+        parting: &mut Option<Instant>,
+    ) -> Result<Step, Loss> {
         let Self { eventloop, client, ledger, outbox, counters, limits, .. } = self;
         let silent_at = Instant::now() + limits.silence;
         let poll = eventloop.poll();
         tokio::pin!(poll);
         loop {
+            let renewing = renewal.due().is_some();
             if parting.is_none() {
-                hand_over(client, ledger, outbox, counters);
-                if stop.is_asked() && outbox.is_empty() && ledger.is_clear() {
+                if !renewing {
+                    hand_over(client, ledger, outbox, counters);
+                }
+                let leaving = renewing || (stop.is_asked() && outbox.is_empty());
+                if leaving && ledger.is_clear() {
                     if client.try_disconnect().is_err() {
                         return Ok(Step::Parted);
                     }
@@ -234,9 +246,10 @@ impl<'a> Connection<'a> {
                 event = &mut poll => return match event {
                     Ok(event) => Ok(Step::Event(event)),
                     Err(_) if parting.is_some() => Ok(Step::Parted),
-                    Err(error) => Err(Loss::from_poll(error, Phase::Connected)),
+                    Err(loss) => Err(loss),
                 },
-                () = outbox.filled(), if parting.is_none() && ledger.handed < MOST_HANDED => {}
+                () = outbox.filled(), if parting.is_none() && !renewing && ledger.handed < MOST_HANDED => {}
+                () = renewal.becomes_due(), if parting.is_none() && !renewing => {}
                 wish = stop.next_wish() => match wish {
                     Wish::Asked => {}
                     Wish::TimeUp => return Ok(Step::Parted),
@@ -378,10 +391,8 @@ fn hand_over(client: &AsyncClient, ledger: &mut Ledger, outbox: &Queue<Letter>, 
     }
 }
 
-/// Without TCP_NODELAY, Nagle and delayed ACK cost 44 ms per message.
-fn network_options(limit: Duration) -> NetworkOptions {
-    let mut options = NetworkOptions::new();
-    options.set_tcp_nodelay(true);
-    options.set_connection_timeout(limit.as_secs());
-    options
+/// What was offered, and that the peer, which spoke TLS, took none of it.
+fn alpn_was_ignored(renewal: &Renewal<'_>, passed: &[Milestone]) -> bool {
+    !renewal.tls().alpn_protocols.is_empty()
+        && passed.iter().any(|step| matches!(step, Milestone::Secured { alpn: None, .. }))
 }

@@ -5,7 +5,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use rumqttc::{MqttOptions, TlsConfiguration, Transport};
+use rumqttc::Connect;
 use tokio::{
     sync::watch,
     time::{Instant, sleep_until},
@@ -14,27 +14,23 @@ use tracing::{info, warn};
 
 use crate::{
     backoff::{Backoff, GOOD_CONNECTION},
-    connection::{self, Connection, Ended},
+    brokers::{Brokers, Choice},
+    connection::{Connection, Ended},
+    limits::Limits,
     link::{Counters, Letter, LinkEvent, Qos, SHUTDOWN_LIMIT, Will},
     loss::Loss,
     queue::Queue,
-    settings::CheckedBroker,
+    renewal::{Reason, Renewal},
+    settings::{BrokerSettings, CheckedBroker},
 };
-
-/// QoS 1 messages sent and not yet acknowledged. Mosquitto's default inflight is the same; more would gain
-/// nothing for an exchange with one message per device under way.
-const IN_FLIGHT: u16 = 20;
-/// What rumqttc itself accepts. It cannot skip a packet, only die of it, and a retained message would come again
-/// on every connection; so larger packets than the settings allow are read and dropped here, up to this size.
-/// It covers the default limits of brokers that have one (2 MB mosquitto 2.1, 1 MB EMQX, 128 KB AWS).
-const LARGEST_SKIPPED: usize = 4 * 1024 * 1024;
 
 /// A broker may be away so long before it is a warning: a restart takes less.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 pub(crate) struct Driver {
-    broker: CheckedBroker,
-    options: MqttOptions,
+    settings: BrokerSettings,
+    brokers: Brokers,
+    hello: Connect,
     subscriptions: Vec<(String, Qos)>,
     outbox: Arc<Queue<Letter>>,
     inbox: Arc<Queue<LinkEvent>>,
@@ -88,9 +84,11 @@ impl Driver {
         asked: watch::Receiver<bool>,
         done: watch::Sender<bool>,
     ) -> Self {
-        let options = options(&broker, client_id, will);
+        let CheckedBroker { settings, first, fallbacks } = broker;
+        let hello = hello(&settings, client_id, will);
+        let brokers = Brokers::new(first, fallbacks, &settings);
         let stop = Stop { asked, deadline: None };
-        Self { broker, options, subscriptions, outbox, inbox, counters, stop, done }
+        Self { settings, brokers, hello, subscriptions, outbox, inbox, counters, stop, done }
     }
 
     pub(crate) async fn run(mut self) {
@@ -105,44 +103,65 @@ impl Driver {
     }
 
     async fn connect_until_stopped(&mut self) {
-        let settings = &self.broker.settings;
         let mut backoff = Backoff::new(
-            Duration::from_secs(settings.reconnect_first_seconds.into()),
-            Duration::from_secs(settings.reconnect_longest_seconds.into()),
+            Duration::from_secs(self.settings.reconnect_first_seconds.into()),
+            Duration::from_secs(self.settings.reconnect_longest_seconds.into()),
         );
-        let limits = connection::Limits::from(settings);
         let mut away_since: Option<Instant> = None;
         loop {
-            let ended = Connection::new(
-                &self.options,
-                &limits,
-                &self.subscriptions,
-                &self.outbox,
-                &self.inbox,
-                &self.counters,
-            )
-            .run(&mut self.stop)
-            .await;
-            let (loss, lived) = match ended {
+            let (loss, lived) = match self.connect_once().await {
                 Ended::Stopped => return,
+                Ended::Renewed(reason) => {
+                    backoff.reset();
+                    away_since = None;
+                    self.renew(reason);
+                    if self.stop.is_asked() && self.outbox.is_empty() {
+                        return;
+                    }
+                    continue;
+                }
                 Ended::Lost { loss, lived } => (loss, lived),
             };
             if lived.is_some_and(|lived| lived >= GOOD_CONNECTION) {
                 backoff.reset();
                 away_since = None;
+                self.brokers.was_good();
+            }
+            let broker = self.brokers.address();
+            if self.brokers.failed() == Choice::Fresh {
+                backoff.reset();
             }
             let wait = if loss.lasts() { backoff.longest_wait() } else { backoff.next_wait() };
             let away = away_since.get_or_insert_with(Instant::now).elapsed();
-            self.tell(&loss, wait, away);
+            self.tell(&broker, &loss, wait, away);
             if self.rests_until_stopped(wait).await {
                 return;
             }
         }
     }
 
+    async fn connect_once(&mut self) -> Ended {
+        let first = self.brokers.first();
+        let limits = Limits::from(&self.settings);
+        let broker = self.brokers.present();
+        broker.credentials.look();
+        let mut renewal = Renewal::new(&self.settings, &mut broker.credentials, first);
+        Connection::new(&limits, &self.subscriptions, &self.outbox, &self.inbox, &self.counters)
+            .run(&self.hello, &broker.route, &mut renewal, &mut self.stop)
+            .await
+    }
+
+    fn renew(&mut self, reason: Reason) {
+        info!(broker = self.brokers.address(), "{reason}");
+        if reason == Reason::FirstBroker {
+            self.brokers.back_to_first();
+        }
+        self.inbox.push_always(LinkEvent::Disconnected { reason: reason.to_string() });
+    }
+
     /// A link that drops now and then is what links do; one that stays away, or is refused, is for an operator.
-    fn tell(&self, loss: &Loss, wait: Duration, away: Duration) {
-        let (broker, reason) = (self.broker.address(), loss.to_string());
+    fn tell(&self, broker: &str, loss: &Loss, wait: Duration, away: Duration) {
+        let reason = loss.to_string();
         let next_attempt_seconds = wait.as_secs_f32();
         if self.stop.is_asked() {
             info!(broker, reason, "connection lost while shutting down");
@@ -176,17 +195,10 @@ impl Driver {
     }
 }
 
-fn options(broker: &CheckedBroker, client_id: String, will: Option<Will>) -> MqttOptions {
-    let settings = &broker.settings;
-    let mut options = MqttOptions::new(client_id, settings.host.clone(), settings.port);
-    options
-        .set_transport(Transport::Tls(TlsConfiguration::Rustls(Arc::clone(&broker.tls))))
-        .set_clean_session(true)
-        .set_keep_alive(Duration::from_secs(settings.keep_alive_seconds.into()))
-        .set_max_packet_size(LARGEST_SKIPPED, settings.max_packet_bytes)
-        .set_inflight(IN_FLIGHT);
-    if let Some(will) = will {
-        options.set_last_will(will.into());
-    }
-    options
+fn hello(settings: &BrokerSettings, client_id: String, will: Option<Will>) -> Connect {
+    let mut hello = Connect::new(client_id);
+    hello.clean_session = true;
+    hello.keep_alive = settings.keep_alive_seconds;
+    hello.last_will = will.map(Into::into);
+    hello
 }

@@ -27,15 +27,27 @@
 //! So subscriptions are made anew after each CONNACK, and what was unacknowledged goes back into the outbox.
 
 mod backoff;
+mod brokers;
 mod connection;
+mod credentials;
 mod driver;
+mod eventloop;
+mod limits;
 mod link;
 mod loss;
+mod path;
+mod probe;
 mod queue;
+mod renewal;
 mod settings;
 mod subscriptions;
 mod tls;
 
 pub use link::{Incoming, Link, LinkEvent, PublishError, Qos, Traffic, Will, connect};
-pub use settings::{BrokerSettings, CheckedBroker, SettingsError};
+pub use path::Milestone;
+pub use probe::Probe;
+pub use settings::{
+    BrokerSettings, CheckedBroker, FallbackBroker, Headers, ProxyChoice, ProxySettings, ProxySettingsError,
+    SettingsError, Transport,
+};
 pub use tls::TlsFileError;

@@ -5,8 +5,10 @@
 
 use std::io;
 
-use rumqttc::{ConnectReturnCode, ConnectionError, StateError, TlsError, mqttbytes};
+use rumqttc::{ConnectReturnCode, StateError, mqttbytes};
 use rustls::{AlertDescription, CertificateError};
+
+use crate::path::{Milestone, PathError, ProxyError, UpgradeError, is_end};
 
 /// Whether CONNACK had arrived.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,7 +20,7 @@ pub(crate) enum Phase {
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Loss {
     #[error(
-        "the broker's certificate was issued by none of the CAs in broker.ca_file: put the right CA there, or someone stands between"
+        "the broker's certificate was issued by none of the CAs in broker.ca_file: put the right CA there; or someone stands between, such as a proxy that inspects TLS, whose operator must exempt this host"
     )]
     UnknownCa,
     #[error(
@@ -39,8 +41,25 @@ pub(crate) enum Loss {
         "the broker does not speak TLS 1.3: upgrade it, or accept TLS 1.2 with broker.allow_tls12 = true"
     )]
     TlsVersion,
+    #[error(
+        "the broker takes none of the protocols in broker.alpn: set those it asks for, or remove the key"
+    )]
+    AlpnRefused,
+    /// The failure, and that ALPN was not agreed on.
+    #[error(
+        "{0}; and the peer chose none of broker.alpn, so what listens at broker.port may not be the broker"
+    )]
+    AlpnIgnored(Box<Loss>),
+    #[error("what listens there does not speak TLS: check broker.host and broker.port")]
+    NotTls,
+    #[error(
+        "the connection was closed during the TLS handshake: check broker.port, the broker's log, and whether a firewall on the way lets TLS through"
+    )]
+    ClosedInTls,
     #[error("TLS failed: {0}")]
     Tls(rustls::Error),
+    #[error(transparent)]
+    Path(PathError),
     #[error(
         "the broker refused this client ({0:?}): enter the certificate's subject in the broker's users and ACL"
     )]
@@ -56,11 +75,9 @@ pub(crate) enum Loss {
     )]
     Closed,
     #[error(
-        "no connection within broker.connect_timeout_seconds: check broker.host, broker.port and the firewalls on the way"
+        "no connection within broker.connect_timeout_seconds, which got as far as: {reached}; check broker.host, broker.port and the firewalls on the way (is a proxy needed?)"
     )]
-    ConnectTimeout,
-    #[error("cannot reach the broker ({0}): check broker.host, broker.port and whether the broker runs")]
-    Unreachable(io::Error),
+    ConnectTimeout { reached: String },
     #[error("the network failed: {0}")]
     Network(io::Error),
     #[error("the broker left a ping unanswered: the network or the broker hangs")]
@@ -80,37 +97,52 @@ pub(crate) enum Loss {
 }
 
 impl Loss {
-    pub(crate) fn from_poll(error: ConnectionError, phase: Phase) -> Self {
+    pub(crate) fn from_path(error: PathError) -> Self {
         match error {
-            ConnectionError::NetworkTimeout => Self::ConnectTimeout,
-            ConnectionError::FlushTimeout => {
-                Self::Network(io::Error::new(io::ErrorKind::TimedOut, "the peer stopped reading"))
+            PathError::Tls(error) if is_end(&error) => Self::ClosedInTls,
+            PathError::Tls(error) | PathError::WebSocket(UpgradeError::Io(error)) => {
+                Self::from_io(error, Phase::Connecting)
             }
-            ConnectionError::Tls(TlsError::Io(error)) | ConnectionError::Io(error) => {
-                Self::from_io(error, phase)
+            error => Self::Path(error),
+        }
+    }
+
+    pub(crate) fn from_code(code: ConnectReturnCode) -> Self {
+        match code {
+            ConnectReturnCode::BadUserNamePassword | ConnectReturnCode::NotAuthorized => {
+                Self::NotAuthorized(code)
             }
-            ConnectionError::Tls(TlsError::TLS(error)) => Self::from_tls(error),
-            ConnectionError::ConnectionRefused(code) => match code {
-                ConnectReturnCode::BadUserNamePassword | ConnectReturnCode::NotAuthorized => {
-                    Self::NotAuthorized(code)
-                }
-                code => Self::Refused(code),
-            },
-            ConnectionError::MqttState(error) => Self::from_state(error, phase),
-            // its Debug text would carry a payload
-            ConnectionError::NotConnAck(_) => {
-                Self::Protocol("something other than CONNACK came first".into())
-            }
-            other => Self::Protocol(other.to_string()),
+            code => Self::Refused(code),
+        }
+    }
+
+    pub(crate) fn timed_out(passed: &[Milestone]) -> Self {
+        let reached = passed.last().map_or_else(|| "nothing".into(), ToString::to_string);
+        Self::ConnectTimeout { reached }
+    }
+
+    pub(crate) fn stalled() -> Self {
+        Self::Network(io::Error::new(io::ErrorKind::TimedOut, "the peer stopped reading"))
+    }
+
+    /// Adds that the protocol was not agreed on, where that may be the cause.
+    pub(crate) fn without_alpn(self) -> Self {
+        match self {
+            Self::ClosedBeforeConnack | Self::Protocol(_) => Self::AlpnIgnored(Box::new(self)),
+            other => other,
         }
     }
 
     /// Whether it takes a person and some time, so that the next attempt may wait its longest.
     pub(crate) fn lasts(&self) -> bool {
-        matches!(self, Self::Oversize { .. })
+        // a password that is tried again and again gets an account locked
+        matches!(
+            self,
+            Self::Oversize { .. } | Self::Path(PathError::Proxy(ProxyError::CredentialsRefused { .. }))
+        )
     }
 
-    fn from_state(error: StateError, phase: Phase) -> Self {
+    pub(crate) fn from_state(error: StateError, phase: Phase) -> Self {
         match error {
             StateError::Io(error) | StateError::Deserialization(mqttbytes::Error::Io(error)) => {
                 Self::from_io(error, phase)
@@ -133,14 +165,7 @@ impl Loss {
         if let Some(tls) = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
             return Self::from_tls(tls.clone());
         }
-        match (error.kind(), phase) {
-            (
-                io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe,
-                phase,
-            ) => Self::closed(phase),
-            (_, Phase::Connecting) => Self::Unreachable(error),
-            (_, Phase::Connected) => Self::Network(error),
-        }
+        if is_end(&error) { Self::closed(phase) } else { Self::Network(error) }
     }
 
     fn from_tls(error: rustls::Error) -> Self {
@@ -158,6 +183,9 @@ impl Loss {
                 | CertificateError::NotValidYetContext { .. } => Self::OutOfValidity,
                 fault => Self::BrokerCertificate(fault),
             },
+            rustls::Error::AlertReceived(Alert::NoApplicationProtocol)
+            | rustls::Error::NoApplicationProtocol => Self::AlpnRefused,
+            rustls::Error::InvalidMessage(_) => Self::NotTls,
             rustls::Error::AlertReceived(Alert::ProtocolVersion) | rustls::Error::PeerIncompatible(_) => {
                 Self::TlsVersion
             }
@@ -177,7 +205,7 @@ impl Loss {
         }
     }
 
-    fn closed(phase: Phase) -> Self {
+    pub(crate) fn closed(phase: Phase) -> Self {
         match phase {
             Phase::Connecting => Self::ClosedBeforeConnack,
             Phase::Connected => Self::Closed,

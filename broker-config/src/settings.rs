@@ -3,13 +3,28 @@
 //! Parsed once at start; a [`CheckedBroker`] cannot be wrong in a way that the files and the table show. Each
 //! error names the key, the file and the remedy, because the reader is an operator with a device in a field.
 
-use std::{fmt, path::PathBuf, sync::Arc};
+mod fallback;
+mod headers;
+mod no_proxy;
+mod proxy;
 
-use rustls::ClientConfig;
+use std::{collections::BTreeSet, fmt, path::PathBuf};
+
 use rustls_pki_types::ServerName;
 use serde::Deserialize;
 
-use crate::tls::{self, TlsFileError};
+pub(crate) use self::proxy::Proxy;
+pub use self::{
+    fallback::FallbackBroker,
+    headers::Headers,
+    proxy::{ProxyChoice, ProxySettings, ProxySettingsError},
+};
+use self::{fallback::Place, proxy::Environment};
+use crate::{
+    credentials::Credentials,
+    path::{Route, Upgrade},
+    tls::{TlsFileError, TlsFiles},
+};
 
 /// The largest payload the exchange ever makes: the smallest limit in the field is AWS IoT Core's 128 KB.
 const LARGEST_FRAGMENT: usize = 120 * 1024;
@@ -21,16 +36,46 @@ const SMALLEST_PACKET_LIMIT: usize = 8 * 1024 + PACKET_HEADROOM;
 const LARGEST_PACKET_LIMIT: usize = 1024 * 1024;
 /// MQTT 3.1.1 lets a server refuse more than 23 characters; brokers in the field take this many.
 const LONGEST_CLIENT_ID: usize = 128;
+/// RFC 7301 §3.1: a protocol name has a length of one byte.
+const LONGEST_ALPN: usize = 255;
+/// More brokers than this are one name with several addresses.
+const MOST_FALLBACKS: usize = 8;
 
 /// The TOML table `[broker]`, the same for agent and bridge. Unknown keys are errors.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct BrokerSettings {
-    /// DNS name or IPv4 address; must be a name in the broker's certificate.
+    /// DNS name, IPv4 or IPv6 address (without brackets); must be in the broker's certificate.
     pub host: String,
-    /// TCP port of the TLS listener.
-    #[serde(default = "default_port")]
-    pub port: u16,
+    /// TCP port of the TLS listener; 8883, or 443 for a WebSocket.
+    #[serde(default)]
+    pub port: Option<u16>,
+    /// What MQTT goes through.
+    #[serde(default)]
+    pub transport: Transport,
+    /// Where the broker's WebSocket is; `/mqtt` unless set.
+    #[serde(default)]
+    pub websocket_path: Option<String>,
+    /// Further headers of the WebSocket upgrade, such as a token.
+    #[serde(default)]
+    pub websocket_headers: Headers,
+    /// Protocol names to offer in TLS (ALPN), best first: `x-amzn-mqtt-ca` for AWS IoT Core at port 443, `mqtt`
+    /// where a port is shared. None is offered unless set.
+    #[serde(default)]
+    pub alpn: Vec<String>,
+    /// The HTTP proxy on the way.
+    #[serde(default)]
+    pub proxy: ProxyChoice,
+    /// Brokers to go to, in order, when this one cannot be reached.
+    #[serde(default)]
+    pub fallback: Vec<FallbackBroker>,
+    /// Failed attempts in a row, 1 to 100, after which the next broker is tried.
+    #[serde(default = "default_fallback_after")]
+    pub fallback_after_attempts: u16,
+    /// Seconds at a fallback, 10 to 86400, after which the way to the first broker is looked at again; if it is
+    /// open, the connection moves back. Each look costs about 4 kB.
+    #[serde(default = "default_fallback_return")]
+    pub fallback_return_seconds: u32,
     /// MQTT client id; agent and bridge each have a default of their own. Two clients with one id throw each
     /// other out of the broker for ever.
     #[serde(default)]
@@ -41,6 +86,10 @@ pub struct BrokerSettings {
     pub cert_file: PathBuf,
     /// PEM file with the private key of that certificate, readable by its owner alone.
     pub key_file: PathBuf,
+    /// Seconds between looks at the three files, 1 to 86400. What changed is taken up; when the certificate or
+    /// key did, the connection is made anew.
+    #[serde(default = "default_file_check")]
+    pub file_check_seconds: u32,
     /// Seconds between pings, 5 to 1160 (AWS IoT Core ends at 1200). Must be shorter than the patience of
     /// every NAT on the way, which forgets a silent flow without a word.
     #[serde(default = "default_keep_alive")]
@@ -66,8 +115,34 @@ pub struct BrokerSettings {
     pub allow_tls12: bool,
 }
 
-const fn default_port() -> u16 {
-    8883
+/// What MQTT goes through. There is no choice without TLS.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Transport {
+    /// MQTT in TLS.
+    #[default]
+    Tls,
+    /// MQTT in a WebSocket in TLS.
+    Websocket,
+}
+
+impl Transport {
+    const fn default_port(self) -> u16 {
+        match self {
+            Self::Tls => 8883,
+            Self::Websocket => 443,
+        }
+    }
+}
+
+const fn default_fallback_after() -> u16 {
+    3
+}
+const fn default_fallback_return() -> u32 {
+    1800
+}
+const fn default_file_check() -> u32 {
+    60
 }
 const fn default_keep_alive() -> u16 {
     300
@@ -93,7 +168,7 @@ const fn default_longest_wait() -> u16 {
 pub enum SettingsError {
     /// The host is not a name that TLS can verify.
     #[error(
-        "broker.host = {host:?} is neither a DNS name nor an IPv4 address: set it to a name in the broker's certificate"
+        "broker.host = {host:?} is neither a DNS name nor an IP address: set it to a name or an address in the broker's certificate, an IPv6 address without brackets, and the port in broker.port"
     )]
     Host {
         /// As configured.
@@ -117,6 +192,38 @@ pub enum SettingsError {
         /// As configured.
         client_id: String,
     },
+    /// What TLS cannot offer.
+    #[error("broker.alpn holds {name:?}: use 1 to 255 printable characters without spaces")]
+    Alpn {
+        /// As configured.
+        name: String,
+    },
+    /// A path that no request can ask for.
+    #[error("broker.websocket_path = {path:?}: begin it with / and use printable characters without spaces")]
+    WebsocketPath {
+        /// As configured.
+        path: String,
+    },
+    /// A header that cannot be sent, or that the upgrade sets itself.
+    #[error("broker.websocket_headers: {name:?} cannot be set, or its value cannot be sent")]
+    WebsocketHeader {
+        /// As configured.
+        name: String,
+    },
+    /// Settings of a transport that no broker uses.
+    #[error(
+        "broker.websocket_path and broker.websocket_headers do nothing with broker.transport = \"tls\": set it to \"websocket\", or remove them"
+    )]
+    UnusedWebsocket,
+    /// One broker twice.
+    #[error("broker.fallback: {address} is named twice; name each broker once")]
+    FallbackTwice {
+        /// `host:port`.
+        address: String,
+    },
+    /// The proxy.
+    #[error(transparent)]
+    Proxy(#[from] ProxySettingsError),
     /// One of the certificate or key files.
     #[error(transparent)]
     Tls(#[from] TlsFileError),
@@ -126,14 +233,52 @@ pub enum SettingsError {
 #[derive(Clone)]
 pub struct CheckedBroker {
     pub(crate) settings: BrokerSettings,
-    /// One for all connections, so that TLS sessions resume.
-    pub(crate) tls: Arc<ClientConfig>,
+    pub(crate) first: Broker,
+    /// In the order in which they are tried.
+    pub(crate) fallbacks: Vec<Broker>,
+}
+
+/// One broker: the way there, and what is shown on arrival.
+#[derive(Clone)]
+pub(crate) struct Broker {
+    pub(crate) route: Route,
+    pub(crate) credentials: Credentials,
 }
 
 impl BrokerSettings {
-    /// Reads and parses the files and checks every value.
+    /// Reads and parses the files and checks every value. The proxy may come from this process's environment.
     pub fn check(&self) -> Result<CheckedBroker, SettingsError> {
-        check_host(&self.host)?;
+        // a value that is not Unicode cannot be a URL either
+        self.check_with(&|name| std::env::var(name).ok())
+    }
+
+    /// As [`BrokerSettings::check`], with another environment.
+    pub fn check_with(&self, environment: Environment<'_>) -> Result<CheckedBroker, SettingsError> {
+        self.check_numbers()?;
+        if let Some(client_id) = self.client_id.as_ref().filter(|id| !is_portable_client_id(id)) {
+            return Err(SettingsError::ClientId { client_id: client_id.clone() });
+        }
+        let (first, fallbacks) = self.places();
+        let any_websocket =
+            fallbacks.iter().chain([&first]).any(|place| place.transport == Transport::Websocket);
+        if !any_websocket && (self.websocket_path.is_some() || !self.websocket_headers.is_empty()) {
+            return Err(SettingsError::UnusedWebsocket);
+        }
+        let first = first.check(self.allow_tls12, environment)?;
+        let mut seen = BTreeSet::from([first.route.address()]);
+        let mut checked = Vec::new();
+        for place in &fallbacks {
+            let broker = place.check(self.allow_tls12, environment)?;
+            let address = broker.route.address();
+            if !seen.insert(address.clone()) {
+                return Err(SettingsError::FallbackTwice { address });
+            }
+            checked.push(broker);
+        }
+        Ok(CheckedBroker { settings: self.clone(), first, fallbacks: checked })
+    }
+
+    fn check_numbers(&self) -> Result<(), SettingsError> {
         let in_range = |key, value, least, most| {
             if (least..=most).contains(&value) {
                 Ok(())
@@ -141,19 +286,51 @@ impl BrokerSettings {
                 Err(SettingsError::OutOfRange { key, value, least, most })
             }
         };
+        let wide = |value: u32| usize::try_from(value).unwrap_or(usize::MAX);
         let first_wait = usize::from(self.reconnect_first_seconds);
-        in_range("port", self.port.into(), 1, usize::from(u16::MAX))?;
         in_range("keep_alive_seconds", self.keep_alive_seconds.into(), 5, 1160)?;
         in_range("max_packet_bytes", self.max_packet_bytes, SMALLEST_PACKET_LIMIT, LARGEST_PACKET_LIMIT)?;
         in_range("connect_timeout_seconds", self.connect_timeout_seconds.into(), 1, 600)?;
         in_range("ack_timeout_seconds", self.ack_timeout_seconds.into(), 5, 3600)?;
         in_range("reconnect_first_seconds", first_wait, 1, 3600)?;
         in_range("reconnect_longest_seconds", self.reconnect_longest_seconds.into(), first_wait, 3600)?;
-        if let Some(client_id) = self.client_id.as_ref().filter(|id| !is_portable_client_id(id)) {
-            return Err(SettingsError::ClientId { client_id: client_id.clone() });
+        in_range("fallback_after_attempts", self.fallback_after_attempts.into(), 1, 100)?;
+        in_range("fallback_return_seconds", wide(self.fallback_return_seconds), 10, 86400)?;
+        in_range("file_check_seconds", wide(self.file_check_seconds), 1, 86400)?;
+        in_range("fallback (its length)", self.fallback.len(), 0, MOST_FALLBACKS)
+    }
+}
+
+impl Place {
+    fn check(&self, allow_tls12: bool, environment: Environment<'_>) -> Result<Broker, SettingsError> {
+        let server_name = ServerName::try_from(self.host.clone())
+            .map_err(|_| SettingsError::Host { host: self.host.clone() })?;
+        if self.port == 0 {
+            return Err(SettingsError::OutOfRange { key: "port", value: 0, least: 1, most: u16::MAX.into() });
         }
-        let tls = tls::client_config(self)?;
-        Ok(CheckedBroker { settings: self.clone(), tls: Arc::new(tls) })
+        let printable = |text: &str| text.bytes().all(|byte| byte.is_ascii_graphic());
+        let offered = |name: &&String| !(1..=LONGEST_ALPN).contains(&name.len()) || !printable(name);
+        if let Some(name) = self.alpn.iter().find(offered) {
+            return Err(SettingsError::Alpn { name: name.clone() });
+        }
+        if !self.websocket_path.starts_with('/') || !printable(&self.websocket_path) {
+            return Err(SettingsError::WebsocketPath { path: self.websocket_path.clone() });
+        }
+        if let Some(name) = self.websocket_headers.unusable() {
+            return Err(SettingsError::WebsocketHeader { name: name.to_owned() });
+        }
+        let websocket = (self.transport == Transport::Websocket)
+            .then(|| Upgrade { path: self.websocket_path.clone(), headers: self.websocket_headers.clone() });
+        let proxy = self.proxy.on_the_way_to(&self.host, self.port, environment)?;
+        let files = TlsFiles {
+            ca: self.ca_file.clone(),
+            cert: self.cert_file.clone(),
+            key: self.key_file.clone(),
+            allow_tls12,
+            alpn: self.alpn.clone(),
+        };
+        let route = Route { host: self.host.clone(), port: self.port, server_name, websocket, proxy };
+        Ok(Broker { route, credentials: Credentials::load(files)? })
     }
 }
 
@@ -163,9 +340,9 @@ impl CheckedBroker {
         self.settings.client_id.as_deref()
     }
 
-    /// `host:port`, for log lines.
+    /// `host:port` of the first broker, for log lines.
     pub fn address(&self) -> String {
-        format!("{}:{}", self.settings.host, self.settings.port)
+        self.first.route.address()
     }
 }
 
@@ -174,14 +351,6 @@ impl fmt::Debug for CheckedBroker {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         out.debug_struct("CheckedBroker").field("settings", &self.settings).finish_non_exhaustive()
     }
-}
-
-/// A colon would be an IPv6 address: rumqttc cannot both connect to one and verify a certificate for it.
-fn check_host(host: &str) -> Result<(), SettingsError> {
-    if host.contains(':') || ServerName::try_from(host).is_err() {
-        return Err(SettingsError::Host { host: host.to_owned() });
-    }
-    Ok(())
 }
 
 fn is_portable_client_id(id: &str) -> bool {

@@ -19,8 +19,6 @@ use rustls_pki_types::{
 };
 use zeroize::Zeroizing;
 
-use crate::settings::BrokerSettings;
-
 /// No certificate or key file is larger; anything else was named by mistake.
 const LARGEST_PEM_FILE: u64 = 1024 * 1024;
 /// Permission bits of group and others: none may be set on a private key.
@@ -92,27 +90,59 @@ pub enum TlsFileError {
     Provider(rustls::Error),
 }
 
-pub(crate) fn client_config(settings: &BrokerSettings) -> Result<ClientConfig, TlsFileError> {
-    let roots = own_roots(&settings.ca_file)?;
-    let chain = certificates("cert_file", &settings.cert_file)?;
-    let key = private_key(&settings.key_file)?;
-    let versions: &[_] =
-        if settings.allow_tls12 { &[&version::TLS13, &version::TLS12] } else { &[&version::TLS13] };
-    ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
-        .with_protocol_versions(versions)
-        .map_err(TlsFileError::Provider)?
-        .with_root_certificates(roots)
-        .with_client_auth_cert(chain, key)
-        .map_err(|source| TlsFileError::ClientIdentity {
-            cert: settings.cert_file.clone(),
-            key: settings.key_file.clone(),
-            source,
-        })
+/// The files of one broker, and what else TLS with it needs.
+#[derive(Debug, Clone)]
+pub(crate) struct TlsFiles {
+    pub(crate) ca: PathBuf,
+    pub(crate) cert: PathBuf,
+    pub(crate) key: PathBuf,
+    pub(crate) allow_tls12: bool,
+    pub(crate) alpn: Vec<String>,
 }
 
-fn own_roots(file: &Path) -> Result<RootCertStore, TlsFileError> {
+/// What the files held at one time.
+pub(crate) struct TlsBytes {
+    pub(crate) ca: Zeroizing<Vec<u8>>,
+    pub(crate) cert: Zeroizing<Vec<u8>>,
+    pub(crate) key: Zeroizing<Vec<u8>>,
+}
+
+impl TlsFiles {
+    /// Reads the files; the key only if others cannot.
+    pub(crate) fn read(&self) -> Result<TlsBytes, TlsFileError> {
+        let (ca, _) = read("ca_file", &self.ca)?;
+        let (cert, _) = read("cert_file", &self.cert)?;
+        let (key, mode) = read("key_file", &self.key)?;
+        if mode & OTHERS != 0 {
+            return Err(TlsFileError::KeyExposed { file: self.key.clone(), mode: mode & 0o777 });
+        }
+        Ok(TlsBytes { ca, cert, key })
+    }
+
+    pub(crate) fn client_config(&self, bytes: &TlsBytes) -> Result<ClientConfig, TlsFileError> {
+        let roots = own_roots(&self.ca, &bytes.ca)?;
+        let chain = certificates("cert_file", &self.cert, &bytes.cert)?;
+        let key = private_key(&self.key, &bytes.key)?;
+        let versions: &[_] =
+            if self.allow_tls12 { &[&version::TLS13, &version::TLS12] } else { &[&version::TLS13] };
+        let mut config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+            .with_protocol_versions(versions)
+            .map_err(TlsFileError::Provider)?
+            .with_root_certificates(roots)
+            .with_client_auth_cert(chain, key)
+            .map_err(|source| TlsFileError::ClientIdentity {
+                cert: self.cert.clone(),
+                key: self.key.clone(),
+                source,
+            })?;
+        config.alpn_protocols = self.alpn.iter().map(|name| name.clone().into_bytes()).collect();
+        Ok(config)
+    }
+}
+
+fn own_roots(file: &Path, bytes: &[u8]) -> Result<RootCertStore, TlsFileError> {
     let mut roots = RootCertStore::empty();
-    for (index, certificate) in certificates("ca_file", file)?.into_iter().enumerate() {
+    for (index, certificate) in certificates("ca_file", file, bytes)?.into_iter().enumerate() {
         roots.add(certificate).map_err(|source| TlsFileError::BadCa {
             file: file.to_owned(),
             number: index + 1,
@@ -122,9 +152,12 @@ fn own_roots(file: &Path) -> Result<RootCertStore, TlsFileError> {
     Ok(roots)
 }
 
-fn certificates(key: &'static str, file: &Path) -> Result<Vec<CertificateDer<'static>>, TlsFileError> {
-    let (bytes, _) = read(key, file)?;
-    let found = CertificateDer::pem_slice_iter(&bytes)
+fn certificates(
+    key: &'static str,
+    file: &Path,
+    bytes: &[u8],
+) -> Result<Vec<CertificateDer<'static>>, TlsFileError> {
+    let found = CertificateDer::pem_slice_iter(bytes)
         .collect::<Result<Vec<_>, _>>()
         .map_err(|reason| not_pem(key, file, &reason))?;
     if found.is_empty() {
@@ -133,13 +166,9 @@ fn certificates(key: &'static str, file: &Path) -> Result<Vec<CertificateDer<'st
     Ok(found)
 }
 
-fn private_key(file: &Path) -> Result<PrivateKeyDer<'static>, TlsFileError> {
+fn private_key(file: &Path, bytes: &[u8]) -> Result<PrivateKeyDer<'static>, TlsFileError> {
     let key = "key_file";
-    let (bytes, mode) = read(key, file)?;
-    if mode & OTHERS != 0 {
-        return Err(TlsFileError::KeyExposed { file: file.to_owned(), mode: mode & 0o777 });
-    }
-    PrivateKeyDer::from_pem_slice(&bytes).map_err(|reason| match reason {
+    PrivateKeyDer::from_pem_slice(bytes).map_err(|reason| match reason {
         pem::Error::NoItemsFound => TlsFileError::Empty { key, file: file.to_owned(), wanted: "PRIVATE KEY" },
         reason => not_pem(key, file, &reason),
     })

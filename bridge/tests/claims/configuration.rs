@@ -66,7 +66,7 @@ fn each_mistake_is_named_by_its_key() {
         ("topics.share_group=bridges", "share_group"),
         ("admission.list_file=/nowhere", "list_file /nowhere"),
         ("admission.ek_ca_dir=/nowhere", "ek_ca_dir /nowhere"),
-        ("broker.host=::1", "broker.host"),
+        ("broker.host=two words", "broker.host"),
         ("exchange.waiting_cap_seconds=1", "waiting_cap_seconds"),
         ("limits.max_devices=0", "max_devices"),
         ("cache.max_bytes=1", "cache.max_bytes"),

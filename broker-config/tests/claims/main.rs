@@ -1,6 +1,6 @@
 //! What this crate claims, each claim against a real broker unless its name says "scripted".
 //!
-//! The parts: [`pki`] makes certificates, [`mosquitto`] runs the real broker, [`relay`] is the network that
+//! The parts: [`pki`] makes certificates, [`mosquitto`] and [`squid`] run the real broker and proxy, [`relay`] is the network that
 //! fails, [`scripted`] is a broker that misbehaves by script, [`reader`] waits for events with a time limit.
 
 #![expect(
@@ -14,12 +14,19 @@
 mod acl;
 mod connection_loss;
 mod delivery;
+mod faults;
+mod gateway;
 mod mosquitto;
+mod order;
+mod paths;
 mod pki;
+mod profiles;
 mod reader;
 mod relay;
+mod rotation;
 mod scripted;
 mod settings;
 mod sizes;
+mod squid;
 mod trust;
 mod watchdog;

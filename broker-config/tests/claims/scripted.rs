@@ -22,6 +22,7 @@ use crate::{pki::Pki, reader::within_patience};
 const CONNECT: u8 = 1;
 const PUBLISH: u8 = 3;
 const PINGREQ: u8 = 12;
+const DISCONNECT: u8 = 14;
 
 pub(crate) struct ScriptedBroker {
     pub(crate) port: u16,
@@ -50,13 +51,22 @@ impl Published {
 
 impl ScriptedBroker {
     pub(crate) async fn listen(pki: &Pki, versions: &[&'static SupportedProtocolVersion]) -> Self {
+        Self::listen_for(pki, versions, &[]).await
+    }
+
+    /// With these protocols for ALPN.
+    pub(crate) async fn listen_for(
+        pki: &Pki,
+        versions: &[&'static SupportedProtocolVersion],
+        alpn: &[&[u8]],
+    ) -> Self {
         let mut roots = RootCertStore::empty();
         roots.add(CertificateDer::from_pem_file(pki.file("ca.pem")).unwrap()).unwrap();
         let provider = Arc::new(ring::default_provider());
         let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
             .build()
             .unwrap();
-        let config = ServerConfig::builder_with_provider(provider)
+        let mut config = ServerConfig::builder_with_provider(provider)
             .with_protocol_versions(versions)
             .unwrap()
             .with_client_cert_verifier(verifier)
@@ -65,6 +75,7 @@ impl ScriptedBroker {
                 PrivateKeyDer::from_pem_file(pki.file("broker.key")).unwrap(),
             )
             .unwrap();
+        config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
         let port = listener.local_addr().unwrap().port();
         Self { port, listener, acceptor: TlsAcceptor::from(Arc::new(config)) }
@@ -73,6 +84,22 @@ impl ScriptedBroker {
     /// The next client that gets through TLS and says CONNECT.
     pub(crate) async fn accept(&self) -> Session {
         within_patience(self.next()).await
+    }
+
+    /// Answers the next client that gets through TLS as an HTTP server would; returns the request.
+    pub(crate) async fn answer_http(&self, answer: &str) -> String {
+        within_patience(async {
+            let (socket, _) = self.listener.accept().await.unwrap();
+            let mut stream = self.acceptor.accept(socket).await.unwrap();
+            let mut request = Vec::new();
+            while !request.ends_with(b"\r\n\r\n") {
+                request.push(stream.read_u8().await.unwrap());
+            }
+            stream.write_all(answer.as_bytes()).await.unwrap();
+            stream.shutdown().await.unwrap();
+            String::from_utf8(request).unwrap()
+        })
+        .await
     }
 
     async fn next(&self) -> Session {
@@ -91,6 +118,17 @@ impl ScriptedBroker {
 impl Session {
     pub(crate) fn handshake(&self) -> HandshakeKind {
         self.stream.get_ref().1.handshake_kind().unwrap()
+    }
+
+    /// The certificate that the client showed.
+    pub(crate) fn client_certificate(&self) -> Vec<u8> {
+        self.stream.get_ref().1.peer_certificates().unwrap()[0].to_vec()
+    }
+
+    /// Waits for DISCONNECT.
+    pub(crate) async fn said_goodbye(&mut self) {
+        within_patience(async { while self.packet().await.expect("DISCONNECT").0 >> 4 != DISCONNECT {} })
+            .await;
     }
 
     /// The next PUBLISH, or `None` after the client closed the connection.

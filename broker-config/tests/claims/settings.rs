@@ -29,8 +29,9 @@ fn a_table_with_the_files_alone_is_enough_and_takes_the_documented_defaults() {
         "host = 'localhost'\nca_file = '{dir}/ca.pem'\ncert_file = '{dir}/client.pem'\nkey_file = '{dir}/client.key'"
     );
     let settings = table(&[&toml]).unwrap();
-    settings.check().unwrap();
-    assert_eq!((settings.port, settings.keep_alive_seconds, settings.allow_tls12), (8883, 300, false));
+    let checked = settings.check().unwrap();
+    assert_eq!(checked.address(), "localhost:8883");
+    assert_eq!((settings.keep_alive_seconds, settings.allow_tls12), (300, false));
 }
 
 #[test]
@@ -64,7 +65,7 @@ fn numbers_outside_their_range_are_refused_with_the_range() {
 #[test]
 fn a_host_or_client_id_that_cannot_work_is_refused() {
     let (_pki, mut settings) = client();
-    for host in ["", "two words", "::1", "host:8883", "mqtts://host"] {
+    for host in ["", "two words", "[::1]", "host:8883", "mqtts://host"] {
         settings.host = host.into();
         complaint(&settings, &["broker.host", "name"]);
     }
@@ -112,4 +113,79 @@ fn a_key_of_another_certificate_is_refused() {
     pki.issue("other", &[]);
     settings.key_file = pki.file("other.key");
     complaint(&settings, &["broker.cert_file", "client.pem", "broker.key_file", "other.key"]);
+}
+
+#[test]
+fn a_proxy_that_cannot_be_used_is_refused_without_showing_its_password() {
+    let pki = Pki::new();
+    pki.issue("client", &[]);
+    let password = pki.file("password");
+    fs::write(&password, "s3cret\n").unwrap();
+    fs::set_permissions(&password, fs::Permissions::from_mode(0o644)).unwrap();
+    let with_file = format!("url = 'http://p:1'\nuser = 'u'\npassword_file = '{}'", password.display());
+    for (proxy, about) in [
+        ("url = 'https://u:s3cret@p:1'", &["broker.proxy.url", "TLS to the proxy"][..]),
+        ("url = 'socks5://p:1'", &["broker.proxy.url", "not an HTTP proxy"]),
+        ("url = 'http://u:s3cret@p:1'", &["broker.proxy.password_file"]),
+        ("url = 'http://p:0'", &["broker.proxy.url", "http://host:port"]),
+        ("url = 'http://p:1/path'", &["broker.proxy.url", "path"]),
+        ("url = 'http://p:1'\nuser = 'u'", &["user", "password_file"]),
+        (&with_file, &["broker.proxy.password_file", "chmod 600"]),
+    ] {
+        let settings = pki.settings("client", 443, &format!("[proxy]\n{proxy}"));
+        complaint(&settings, about);
+        assert!(!settings.check().unwrap_err().to_string().contains("s3cret"), "{proxy}");
+    }
+    let settings = pki.settings("client", 443, "host = 'broker.test'");
+    let said = settings.check_with(&|_| Some("https://u:s3cret@p:1".to_owned())).unwrap_err().to_string();
+    assert!(said.contains("HTTPS_PROXY") && !said.contains("s3cret"), "{said}");
+}
+
+#[test]
+fn a_wrong_word_or_key_for_the_proxy_is_an_error_that_says_what_may_stand_there() {
+    for (proxy, about) in [
+        ("proxy = 'http://u:s3cret@p:1'", "environment"),
+        ("proxy = 3", "environment"),
+        ("[proxy]\nurl = 'http://p:1'\nport = 3", "port"),
+        ("[proxy]\nuser = 'u'", "url"),
+    ] {
+        let said = table(&["host = 'h'\nca_file = 'a'\ncert_file = 'b'\nkey_file = 'c'", proxy]).unwrap_err();
+        assert!(said.to_string().contains(about) && !said.to_string().contains("s3cret"), "{said}");
+    }
+}
+
+#[test]
+fn transport_settings_that_cannot_work_or_do_nothing_are_refused() {
+    for (more, about) in [
+        ("alpn = ['']", "broker.alpn"),
+        ("alpn = ['two words']", "broker.alpn"),
+        ("transport = 'websocket'\nwebsocket_path = 'mqtt'", "broker.websocket_path"),
+        ("transport = 'websocket'\nwebsocket_path = '/a b'", "broker.websocket_path"),
+        ("transport = 'websocket'\nwebsocket_headers = { Host = 'h' }", "broker.websocket_headers"),
+        (
+            "transport = 'websocket'\nwebsocket_headers = { Sec-WebSocket-Key = 'h' }",
+            "broker.websocket_headers",
+        ),
+        ("transport = 'websocket'\nwebsocket_headers = { a = \"b\\nc\" }", "broker.websocket_headers"),
+        ("websocket_path = '/mqtt'", "broker.transport"),
+        ("fallback_after_attempts = 0", "broker.fallback_after_attempts"),
+        ("fallback_return_seconds = 9", "broker.fallback_return_seconds"),
+        ("file_check_seconds = 0", "broker.file_check_seconds"),
+        ("[[fallback]]\nhost = 'two words'", "two words"),
+    ] {
+        let pki = Pki::new();
+        pki.issue("client", &[]);
+        complaint(&pki.settings("client", 8883, more), &[about]);
+    }
+}
+
+#[test]
+fn the_default_port_follows_the_transport() {
+    let pki = Pki::new();
+    pki.issue("client", &[]);
+    let mut settings = pki.settings("client", 1, "transport = 'websocket'");
+    settings.port = None;
+    assert_eq!(settings.check().unwrap().address(), "localhost:443");
+    settings.host = "2001:db8::7".into();
+    assert_eq!(settings.check().unwrap().address(), "[2001:db8::7]:443");
 }

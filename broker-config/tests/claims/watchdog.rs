@@ -40,7 +40,9 @@ async fn a_message_that_is_never_acknowledged_is_sent_again_on_a_new_connection(
     client.publish("t", *b"into the black hole");
     let reason = client.loss().await;
     assert!(reason.contains("broker.ack_timeout_seconds"), "{reason}");
-    assert_eq!(client.message().await.1, b"into the black hole");
+    // the acknowledgement of the message before may have been swallowed too: then it comes once more
+    let before = client.messages_until(b"into the black hole").await;
+    assert!(before.iter().all(|(_, payload)| payload == b"round trip"), "{before:?}");
 }
 
 #[tokio::test]
