@@ -1,7 +1,8 @@
-# `make demo` shows a fleet attesting, `make test` proves the claims, `make lint` keeps the code readable.
+# `make demo` shows a fleet attesting, `make test` proves the claims, `make lint` keeps the code readable,
+# `make bench-link` counts what an attestation costs on the link (as root: it makes network namespaces).
 # ONCE=1 lets the demo run through once and say by its exit code whether all went as it should.
 
-.PHONY: demo test lint setup build
+.PHONY: demo test lint setup build bench-link
 
 CARGO ?= cargo
 # Scenarios wait more than they compute, so a few run at a time even on two cores; more than this, and a
@@ -22,6 +23,11 @@ test: setup build
 
 build:
 	$(CARGO) build --workspace --bins
+
+# Release builds, counted outside the programs. BENCH takes options: make bench-link BENCH="--only quote --cycles 20"
+bench-link: setup
+	$(CARGO) build --release --bin keylime-mqtt-agent --bin keylime-mqtt-bridge --bin keylime-mqtt-bench-link
+	@$(CARGO) run --release --quiet --bin keylime-mqtt-bench-link -- $(BENCH)
 
 lint:
 	$(CARGO) fmt --all -- --check

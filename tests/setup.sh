@@ -13,9 +13,11 @@ fail() { printf 'setup: %s\n' "$*" >&2; exit 1; }
 
 # What each is for: swtpm-tools makes EK certificates; libtss2-dev and pkg-config build the agent, the tcti
 # libraries are opened by it at run time; libefivar1 lets Keylime read UEFI logs (without it every attestation
-# with one fails); the mosquitto package may start a service on 1883: the tests bring their own on other ports.
+# with one fails); the mosquitto package may start a service on 1883: the tests bring their own on other ports;
+# iproute2, ethtool and tcpdump make and watch the link of `make bench-link`.
 packages=(gcc libc6-dev pkg-config libtss2-dev libtss2-tcti-device0 libtss2-tcti-swtpm0 swtpm swtpm-tools
-    tpm2-tools mosquitto mosquitto-clients libefivar1 openssl python3 python3-venv util-linux)
+    tpm2-tools mosquitto mosquitto-clients libefivar1 openssl python3 python3-venv util-linux
+    iproute2 ethtool tcpdump)
 
 install_packages() {
     if ! command -v dpkg-query >/dev/null; then

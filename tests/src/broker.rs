@@ -49,6 +49,7 @@ pub struct Broker {
     ca: PathBuf,
     server: Certificate,
     port: Port,
+    address: &'static str,
     process: Option<Process>,
 }
 
@@ -70,6 +71,7 @@ impl Broker {
             ca: pki.ca(),
             server,
             port: Port::claim()?,
+            address: "127.0.0.1",
             process: None,
         })
     }
@@ -77,6 +79,11 @@ impl Broker {
     /// Shows another certificate from the next start on.
     pub fn present(&mut self, server: Certificate) {
         self.server = server;
+    }
+
+    /// Listens on every address of this machine from the next start on (mosquitto): for devices that are elsewhere.
+    pub fn serve_everywhere(&mut self) {
+        self.address = "0.0.0.0";
     }
 
     /// The port of its TLS listener.
@@ -122,7 +129,7 @@ impl Broker {
         let dir = self.dir.display();
         let mut configuration = fs::read_to_string(shipped.join("mosquitto.conf"))?;
         for (there, here) in [
-            ("listener 8883", format!("listener {} 127.0.0.1", self.port())),
+            ("listener 8883", format!("listener {} {}", self.port(), self.address)),
             ("/etc/mosquitto/keylime-mqtt/ca.pem", self.ca.display().to_string()),
             ("/etc/mosquitto/keylime-mqtt/broker.pem", self.server.certificate.display().to_string()),
             ("/etc/mosquitto/keylime-mqtt/broker.key", self.server.key.display().to_string()),

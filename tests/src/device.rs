@@ -51,6 +51,8 @@ pub struct DeviceSettings {
     pub enrol_again_after: Option<u32>,
     /// Further lines at the top of the agent's configuration
     pub agent: String,
+    /// A command that starts the agent in its place, such as `ip netns exec …`; it must become the agent
+    pub launcher: Vec<String>,
 }
 
 impl DeviceSettings {
@@ -191,10 +193,7 @@ impl Device {
 
     /// Starts the agent.
     pub fn start_agent(&mut self) -> Result<()> {
-        ensure!(self.agent.is_none(), "the agent runs already");
-        let mut command = self.agent_command()?;
-        self.agent = Some(Process::spawn("agent", command.arg("run"), &self.log)?);
-        Ok(())
+        self.start_agent_with(&[])
     }
 
     /// Stops it as its service manager would.
@@ -214,6 +213,14 @@ impl Device {
         command.args(["run", "--once", "--deadline", &seconds]);
         let mut process = Process::spawn("agent", &mut command, &self.log)?;
         process.wait(deadline + STOP_GRACE)
+    }
+
+    /// Starts the agent with further arguments of `run`.
+    pub fn start_agent_with(&mut self, arguments: &[&str]) -> Result<()> {
+        ensure!(self.agent.is_none(), "the agent runs already");
+        let mut command = self.agent_command()?;
+        self.agent = Some(Process::spawn("agent", command.arg("run").args(arguments), &self.log)?);
+        Ok(())
     }
 
     /// Runs another subcommand of the agent: whether it succeeded, and what it said.
@@ -238,6 +245,12 @@ impl Device {
     pub fn run_program(&mut self, program: &str) -> Result<()> {
         let mut tpm = self.swtpm.connect()?;
         self.ima.as_mut().context("this device has no IMA")?.run(&mut tpm, program)
+    }
+
+    /// Many programs run, one after the other.
+    pub fn run_programs(&mut self, programs: &[String]) -> Result<()> {
+        let mut tpm = self.swtpm.connect()?;
+        self.ima.as_mut().context("this device has no IMA")?.run_all(&mut tpm, programs)
     }
 
     /// Something extends a PCR that no log speaks of.
@@ -303,7 +316,15 @@ impl Device {
     }
 
     fn agent_command(&self) -> Result<Command> {
-        let mut command = Command::new(binaries::path("keylime-mqtt-agent")?);
+        let agent = binaries::path("keylime-mqtt-agent")?;
+        let mut command = match self.settings.launcher.split_first() {
+            Some((launcher, arguments)) => {
+                let mut command = Command::new(launcher);
+                command.args(arguments).arg(agent);
+                command
+            }
+            None => Command::new(agent),
+        };
         command.arg("--config").arg(self.agent_configuration()).env("TSS2_LOG", "all+NONE");
         Ok(command)
     }

@@ -43,6 +43,24 @@ impl ImaLog {
         self.append(tpm, &digest_of(program), program)
     }
 
+    /// Many programs run: all are in the list before the first is in the PCR.
+    pub fn run_all(&mut self, tpm: &mut Tpm, programs: &[String]) -> Result<()> {
+        let banks = tpm.banks()?;
+        let templates: Vec<_> = programs.iter().map(|path| template_data(&digest_of(path), path)).collect();
+        let lines: String = programs
+            .iter()
+            .zip(&templates)
+            .map(|(path, template)| line(template, &digest_of(path), path))
+            .collect();
+        OpenOptions::new().append(true).open(&self.path)?.write_all(lines.as_bytes())?;
+        self.entries += programs.len();
+        for template in &templates {
+            let digests: Vec<_> = banks.iter().map(|bank| (*bank, bank.digest(template))).collect();
+            tpm.extend(IMA_PCR, &digests)?;
+        }
+        Ok(())
+    }
+
     /// Entries so far, `boot_aggregate` included.
     pub fn entries(&self) -> usize {
         self.entries
@@ -60,16 +78,24 @@ impl ImaLog {
 
     fn append(&mut self, tpm: &mut Tpm, digest: &[u8], path: &str) -> Result<()> {
         let template = template_data(digest, path);
-        let line = format!(
-            "{IMA_PCR} {} ima-ng sha256:{} {path}\n",
-            hex::encode(Bank::Sha1.digest(&template)),
-            hex::encode(digest)
-        );
+        let line = line(&template, digest, path);
         OpenOptions::new().append(true).open(&self.path)?.write_all(line.as_bytes())?;
         self.entries += 1;
         let digests: Vec<_> = tpm.banks()?.into_iter().map(|bank| (bank, bank.digest(&template))).collect();
         tpm.extend(IMA_PCR, &digests)
     }
+}
+
+/// One line of the list.
+fn line(template: &[u8], digest: &[u8], path: &str) -> String {
+    let template = hex::encode(Bank::Sha1.digest(template));
+    format!("{IMA_PCR} {template} ima-ng sha256:{} {path}\n", hex::encode(digest))
+}
+
+/// The list of a machine that ran these programs, as its kernel shows it but for `boot_aggregate`.
+pub fn list(programs: &[String]) -> String {
+    let line = |path: &String| line(&template_data(&digest_of(path), path), &digest_of(path), path);
+    programs.iter().map(line).collect()
 }
 
 /// The fields of `ima-ng` as the kernel hashes them: each with its length, little endian (ima_template_lib.c).

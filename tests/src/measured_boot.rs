@@ -45,6 +45,13 @@ impl UefiLog {
         Ok(Self { bytes })
     }
 
+    /// A log that was made or recorded elsewhere; an error if it is none.
+    pub fn from_bytes(bytes: Vec<u8>) -> Result<Self> {
+        let log = Self { bytes };
+        log.events()?;
+        Ok(log)
+    }
+
     /// The log as the kernel shows it in `binary_bios_measurements`.
     pub fn bytes(&self) -> &[u8] {
         &self.bytes

@@ -8,11 +8,13 @@
 //! came back at the same address.
 
 use crate::tpm::read_frame;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
+use nix::sched::{CloneFlags, setns};
+use std::fs::File;
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -56,11 +58,32 @@ impl TpmMux {
             commands: AtomicU64::new(0),
             closed: AtomicBool::new(false),
         });
+        let mux = Self { shared, data_port };
+        mux.serve(data, control);
+        Ok(mux)
+    }
+
+    /// Listens on the same two ports of another network namespace's loopback, for clients that live there.
+    ///
+    /// A socket stays in the namespace in which it was made, so only the thread that makes it goes there.
+    pub fn listen_in(&self, namespace: &Path) -> Result<()> {
+        let namespace = File::open(namespace).with_context(|| format!("no {}", namespace.display()))?;
+        let ports = [self.data_port, self.data_port + 1];
+        let listeners = std::thread::spawn(move || -> Result<[TcpListener; 2]> {
+            setns(namespace, CloneFlags::CLONE_NEWNET)?;
+            let [data, control] = ports.map(|port| TcpListener::bind(("127.0.0.1", port)));
+            Ok([data?, control?])
+        });
+        let [data, control] = listeners.join().map_err(|_| anyhow!("the listening thread panicked"))??;
+        self.serve(data, control);
+        Ok(())
+    }
+
+    fn serve(&self, data: TcpListener, control: TcpListener) {
         for (listener, serve) in [(data, serve_data as fn(&Shared, TcpStream)), (control, serve_control)] {
-            let shared = Arc::clone(&shared);
+            let shared = Arc::clone(&self.shared);
             std::thread::spawn(move || accept(&shared, &listener, serve));
         }
-        Ok(Self { shared, data_port })
     }
 
     /// Port of the data channel; the control channel is the next.

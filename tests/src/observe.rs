@@ -142,6 +142,11 @@ impl Observer {
         self.record.lock().seen.get(mark..).unwrap_or_default().to_vec()
     }
 
+    /// What `find` makes of the messages from `mark` on, in order of arrival.
+    pub fn collect_from<T>(&self, mark: usize, find: impl FnMut(&Seen) -> Option<T>) -> Vec<T> {
+        self.record.lock().seen.iter().skip(mark).filter_map(find).collect()
+    }
+
     /// How many messages so far: a place to look on from.
     pub fn mark(&self) -> usize {
         self.record.lock().seen.len()

@@ -3,7 +3,7 @@
 //! Every part runs in a process group of its own, and a guard, a shell that outlives this process by a moment,
 //! knows them all. Dropping a [`Process`] kills its group; and when this process ends in any other way (a panic,
 //! Ctrl-C, SIGKILL by a test runner), the guard sees its pipe close and kills what is left, grandchildren too,
-//! and removes the scratch directories. `PR_SET_PDEATHSIG` would reach neither Keylime's forked workers nor
+//! and removes the scratch directories and network namespaces. `PR_SET_PDEATHSIG` would reach neither Keylime's forked workers nor
 //! survive the end of the thread that spawned.
 
 use anyhow::{Context, Result, bail};
@@ -19,16 +19,18 @@ use std::time::{Duration, Instant};
 
 /// Told of every group and scratch directory; acts on what it still holds when its input ends.
 const GUARD: &str = r#"
-groups=" " dirs=""
+groups=" " dirs="" spaces=""
 while read -r what which; do
   case $what in
     +group) groups="$groups$which " ;;
     -group) groups=$(printf %s "$groups" | sed "s/ $which / /") ;;
     +dir) dirs="$dirs$which
 " ;;
+    +netns) spaces="$spaces$which " ;;
   esac
 done
 for group in $groups; do kill -s KILL -- "-$group" 2>/dev/null; done
+for space in $spaces; do ip netns del "$space" 2>/dev/null; rm -rf -- "/etc/netns/$space"; done
 printf %s "$dirs" | while read -r dir; do rm -rf -- "$dir"; done
 "#;
 
@@ -61,6 +63,11 @@ fn tell_guard(line: &str) {
 /// Has `dir` removed when this process ends without removing it.
 pub(crate) fn remove_at_exit(dir: &Path) {
     tell_guard(&format!("+dir {}", dir.display()));
+}
+
+/// Has the network namespace `name` and its files in /etc/netns removed when this process ends without removing them.
+pub fn remove_netns_at_exit(name: &str) {
+    tell_guard(&format!("+netns {name}"));
 }
 
 /// A running part with its log. Dropping it kills it and everything it started.

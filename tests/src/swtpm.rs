@@ -133,6 +133,11 @@ impl Swtpm {
         self.mux.port()
     }
 
+    /// Serves clients in another network namespace too, at the same address there.
+    pub fn listen_in(&self, namespace: &Path) -> Result<()> {
+        self.mux.listen_in(namespace)
+    }
+
     /// What the agent and tpm2-tools take as TCTI.
     pub fn tcti(&self) -> String {
         format!("swtpm:host=127.0.0.1,port={}", self.port())

@@ -1,0 +1,130 @@
+//! The workloads in which a device mostly does nothing: waking to attest, and keeping a connection open.
+
+use crate::phases::whole;
+use crate::rig::{Plan, Rig, Trace};
+use crate::statistics::Statistics;
+use crate::workloads::{Figure, Outcome};
+use anyhow::{Result, ensure};
+use std::time::Duration;
+
+/// Longest time awake.
+const AWAKE: Duration = Duration::from_secs(60);
+/// `run --every`: seconds between wakes, above the interval and below Keylime's TIMEOUT of five intervals.
+const EVERY: &str = "3";
+/// The same without `--every`. Above the interval, so that each wake attests anew.
+const SLEEP: Duration = Duration::from_millis(2_500);
+/// Wakes to look at; each takes seconds, and they differ by a few bytes.
+const WAKES_MOST: usize = 100;
+
+/// Pings in an hour at the default keep-alive of 300 s.
+const PINGS: u16 = 12;
+/// The shortest keep-alive: the same number of pings in a minute.
+const KEEP_ALIVE: u16 = 5;
+/// No attestation falls into the idle time.
+const RARELY: u32 = 600;
+/// After the first PASS: what it still has to say.
+const SETTLED: Duration = Duration::from_secs(3);
+
+/// Connects, attests, disconnects, and so on.
+pub(crate) fn wake(cycles: usize) -> Result<Outcome> {
+    let mut rig = Rig::build(Plan::quote_only("wake"))?;
+    rig.device.start_agent()?;
+    rig.world.enrol(&rig.device, &rig.plan.policies)?;
+    rig.passes_after(Duration::ZERO)?;
+    rig.device.stop_agent()?;
+    let from = rig.now();
+    // One more: the first cannot resume what never was.
+    let count = cycles.min(WAKES_MOST) + 1;
+    if rig.device.ask_agent(&["run", "--help"])?.1.contains("--every") {
+        rig.device.start_agent_with(&["--every", EVERY])?;
+        let mut passed = from;
+        for _ in 0..count {
+            passed = rig.passes_after(passed)?;
+        }
+        std::thread::sleep(SETTLED);
+    } else {
+        for _ in 0..count {
+            std::thread::sleep(SLEEP);
+            let status = rig.device.run_once(AWAKE)?;
+            ensure!(status.success(), "run --once ended with {status}:\n{}", rig.world.tails());
+        }
+    }
+    let trace = rig.finish()?;
+    let wakes: Vec<Wake> = wakes(&trace, from).into_iter().filter(|wake| wake.attested).collect();
+    ensure!(!wakes.is_empty(), "no wake attested");
+    let sizes = |resumed: bool| {
+        let sizes = wakes.iter().filter(|wake| wake.resumed == resumed).map(|wake| whole(wake.bytes));
+        Statistics::of(&sizes.collect::<Vec<_>>())
+    };
+    let (resumed, full) = (sizes(true), sizes(false));
+    let mut figures = Vec::new();
+    if resumed.count > 0 {
+        figures.push(Figure::new(
+            "wake",
+            resumed,
+            format!("{} of {} wakes resumed TLS", resumed.count, wakes.len()),
+        ));
+    } else {
+        figures.push(Figure::new("wake", full, "TLS was never resumed"));
+    }
+    if full.count > 0 {
+        figures.push(Figure::new("wake-full", full, ""));
+    }
+    Ok(Outcome::Measured(figures, None))
+}
+
+/// One connection from SYN to its end.
+struct Wake {
+    bytes: usize,
+    resumed: bool,
+    attested: bool,
+}
+
+fn wakes(trace: &Trace, from: Duration) -> Vec<Wake> {
+    let packets = &trace.capture.packets;
+    let opened = packets.iter().filter(|packet| packet.syn && packet.up && packet.at > from);
+    let mut wakes = Vec::new();
+    for opening in opened {
+        let ours = || packets.iter().filter(|packet| packet.port == opening.port && packet.at >= opening.at);
+        let closed = ours().map(|packet| packet.at).max().unwrap_or(opening.at);
+        wakes.push(Wake {
+            bytes: ours().map(|packet| packet.bytes).sum(),
+            resumed: trace.capture.resumed.contains(&opening.port),
+            attested: trace
+                .messages
+                .iter()
+                .any(|message| message.kind == "Evidence" && (opening.at..=closed).contains(&message.at)),
+        });
+    }
+    wakes
+}
+
+/// A connection that only keeps itself alive: as many pings as an hour has, at a shorter keep-alive.
+pub(crate) fn idle() -> Result<Outcome> {
+    let plan = Plan { quote_interval: RARELY, keep_alive: KEEP_ALIVE, ..Plan::quote_only("idle") };
+    let mut rig = Rig::build(plan)?;
+    rig.device.start_agent()?;
+    rig.world.enrol(&rig.device, &rig.plan.policies)?;
+    rig.passes_after(Duration::ZERO)?;
+    std::thread::sleep(SETTLED);
+    let from = rig.now();
+    std::thread::sleep(Duration::from_secs(u64::from(KEEP_ALIVE) * u64::from(PINGS)));
+    let to = rig.now();
+    rig.device.stop_agent()?;
+    let trace = rig.finish()?;
+    let spoken = trace.messages.iter().filter(|message| (from..to).contains(&message.at)).count();
+    ensure!(spoken == 0, "{spoken} messages in a time that should be idle");
+    let hour = trace.bytes(from, to);
+    Ok(Outcome::Measured(
+        vec![
+            Figure::new(
+                "idle-hour",
+                Statistics::of(&[whole(hour)]),
+                format!("{PINGS} intervals of {KEEP_ALIVE} s instead of 300 s"),
+            ),
+            Figure::new("ping", Statistics::shared(whole(hour), PINGS.into()), ""),
+            Figure::bytes("disconnect", trace.bytes(to, Duration::MAX)),
+        ],
+        None,
+    ))
+}
