@@ -43,7 +43,9 @@ impl Link {
         let (mut link, outside) = Self::draw(scratch)?;
         let log = scratch.log(&format!("tcpdump-{}", link.namespace));
         let mut tcpdump = Command::new("tcpdump");
-        tcpdump.args(["-i", &outside, "-n", "-U", "-Z", "root", "-B", "32768", "-w"]).arg(&link.record);
+        tcpdump
+            .args(["-i", &outside, "-n", "-U", "--immediate-mode", "-Z", "root", "-B", "32768", "-w"])
+            .arg(&link.record);
         let mut capture = Process::spawn("tcpdump", &mut tcpdump, &log)?;
         eventually("tcpdump listens", &scratch.logs(), || {
             ensure!(capture.is_running(), "tcpdump ended: {}", read_log(&log));

@@ -24,8 +24,10 @@ mod statistics;
 mod uefi;
 mod workloads;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result};
 use clap::Parser;
+use keylime_mqtt_tests::scratch::Scratch;
+use link::Link;
 use report::Ran;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -51,11 +53,8 @@ struct Arguments {
 
 fn main() -> Result<ExitCode> {
     let arguments = Arguments::parse();
-    ensure!(
-        nix::unistd::geteuid().is_root(),
-        "network namespaces need root: run `sudo make bench-link`, or as root in a container with CAP_NET_ADMIN"
-    );
     end_on_ctrl_c()?;
+    Link::make(&Scratch::new()?).context("nothing can be counted without a link")?;
     let wanted: Vec<Workload> = WORKLOADS
         .into_iter()
         .filter(|(name, _)| arguments.only.is_empty() || arguments.only.iter().any(|only| only == name))

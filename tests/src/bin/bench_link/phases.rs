@@ -3,7 +3,7 @@
 //! Phases are cut where a message's TLS record begins, cycles just before a new challenge, when the link has been
 //! quiet since the last acknowledgement.
 
-use crate::capture::{Packet, RECORD_OVERHEAD};
+use crate::capture::{Packet, RECORD_OVERHEAD, Record};
 use crate::rig::Trace;
 use crate::statistics::Statistics;
 use anyhow::{Context, Result, ensure};
@@ -15,6 +15,8 @@ const PUBLISH_LEAST: usize = 4;
 const PUBLISH_MOST: usize = 9;
 /// PUBACK, PINGREQ and PINGRESP, with room for nothing else (MQTT 3.1.1, 3.4 and 3.12).
 const ACKNOWLEDGEMENT_MOST: usize = 4;
+/// A PINGREQ.
+const PING: usize = 2;
 /// How far apart observer and link may see one message.
 const SLACK: Duration = Duration::from_secs(2);
 
@@ -58,6 +60,13 @@ impl Trace {
         self.capture.packets.iter().filter(move |packet| (from..to).contains(&packet.at))
     }
 
+    /// PINGREQs in a span of time (MQTT 3.1.1, 3.12: two bytes).
+    pub(crate) fn pings(&self, from: Duration, to: Duration) -> usize {
+        let sent = |record: &Record| self.capture.packets.get(record.packet).map(|packet| packet.at);
+        let records = self.capture.records.iter().filter(|record| record.up && record.plain == PING);
+        records.filter(|record| sent(record).is_some_and(|at| (from..to).contains(&at))).count()
+    }
+
     /// Cuts the sessions that began at `enrolling` and at `attesting`; the first attestation ends before `end`.
     pub(crate) fn phases(&self, enrolling: Duration, attesting: Duration, end: Duration) -> Result<Phases> {
         let (opened, enrol) = (self.opens(enrolling)?, self.begins("Enrol", enrolling)?);
@@ -83,8 +92,7 @@ impl Trace {
         let message = message.with_context(|| format!("no {kind} was sent"))?;
         let least = message.topic + message.payload.len() + PUBLISH_LEAST;
         let most = message.topic + message.payload.len() + PUBLISH_MOST;
-        let sent =
-            |record: &crate::capture::Record| self.capture.packets.get(record.packet).map(|packet| packet.at);
+        let sent = |record: &Record| self.capture.packets.get(record.packet).map(|packet| packet.at);
         let mut records = self.capture.records.iter().filter(|record| record.up == message.up);
         records
             .find_map(|record| {

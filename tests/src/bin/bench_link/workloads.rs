@@ -1,7 +1,7 @@
 //! The workloads: each starts a world of its own, lets its device do one thing, and says what that cost.
 
 use crate::phases::{Phases, Steady, whole};
-use crate::programs::sample;
+use crate::programs::{mean_length, sample};
 use crate::reference::with_reference;
 use crate::rig::{NO_PINGS, Plan, Rig, Trace};
 use crate::statistics::Statistics;
@@ -199,8 +199,9 @@ fn quote(cycles: usize) -> Result<Outcome> {
 fn logs(name: &'static str, entries: usize, cycles: usize) -> Result<Outcome> {
     let mut rig = Rig::build(Plan::with_logs(name, sample(entries - 1)?)?)?;
     rig.progress(&format!(
-        "names of {} characters in the mean",
-        crate::programs::mean_length(&rig.plan.programs)
+        "{entries} IMA entries, names of {} characters in the mean; a UEFI log of {} bytes",
+        mean_length(&rig.plan.programs),
+        rig.plan.uefi.as_ref().map_or(0, |log| log.bytes().len())
     ));
     let begun = rig.begin()?;
     let ran = rig.cycles(cycles, |_, _| Ok(()))?;
