@@ -107,12 +107,13 @@ impl Phases {
     }
 
     fn hold(&self) -> Result<()> {
-        let mut sizes = String::new();
+        let mut sizes = Vec::new();
         let mut grown = Vec::new();
         for (phase, kind) in self.0.keys() {
             let size = self.size(phase, kind).context("a kind without messages")?;
-            let written = BASELINES.iter().find(|(p, k, _)| p == phase && k == kind).map(|(_, _, size)| *size);
-            sizes += &format!("    (\"{phase}\", \"{kind}\", {size}),\n");
+            let written =
+                BASELINES.iter().find(|(p, k, _)| p == phase && k == kind).map(|(_, _, size)| *size);
+            sizes.push(format!("(\"{phase}\", \"{kind}\", {size}),"));
             if size > written.map_or(SHORT, |written| written + written / 10) {
                 grown.push(format!("{phase}: {kind} has {size} bytes, written down are {written:?}"));
             }
@@ -122,7 +123,7 @@ impl Phases {
                 grown.push(format!("{phase}: no {kind} passed, so its size is not known to hold"));
             }
         }
-        ensure!(grown.is_empty(), "{}\nsizes now:\n{sizes}", grown.join("\n"));
+        ensure!(grown.is_empty(), "{}\nsizes now:\n{}", grown.join("\n"), sizes.join("\n"));
         Ok(())
     }
 }

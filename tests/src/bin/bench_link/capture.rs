@@ -11,7 +11,7 @@ use std::time::Duration;
 /// Ethernet type of IPv4.
 const IPV4: u16 = 0x0800;
 const TCP: u8 = 6;
-const ETHERNET_HEADER: usize = 14;
+pub(crate) const ETHERNET_HEADER: usize = 14;
 /// TLS record types (RFC 8446, 5.1).
 const HANDSHAKE: u8 = 22;
 const APPLICATION_DATA: u8 = 23;

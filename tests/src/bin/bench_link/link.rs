@@ -29,6 +29,7 @@ const STOP_GRACE: Duration = Duration::from_secs(10);
 /// A namespace with its side of the pair, and the capture on ours.
 pub(crate) struct Link {
     namespace: String,
+    outside: String,
     capture: Option<Process>,
     record: PathBuf,
 }
@@ -40,11 +41,11 @@ impl Link {
             nix::unistd::geteuid().is_root(),
             "network namespaces need root: run `sudo make bench-link`, or as root in a container with CAP_NET_ADMIN"
         );
-        let (mut link, outside) = Self::draw(scratch)?;
+        let mut link = Self::draw(scratch)?;
         let log = scratch.log(&format!("tcpdump-{}", link.namespace));
         let mut tcpdump = Command::new("tcpdump");
         tcpdump
-            .args(["-i", &outside, "-n", "-U", "--immediate-mode", "-Z", "root", "-B", "32768", "-w"])
+            .args(["-i", &link.outside, "-n", "-U", "--immediate-mode", "-Z", "root", "-B", "32768", "-w"])
             .arg(&link.record);
         let mut capture = Process::spawn("tcpdump", &mut tcpdump, &log)?;
         eventually("tcpdump listens", &scratch.logs(), || {
@@ -55,7 +56,7 @@ impl Link {
         Ok(link)
     }
 
-    fn draw(scratch: &Scratch) -> Result<(Self, String)> {
+    fn draw(scratch: &Scratch) -> Result<Self> {
         let mut last = String::new();
         for _ in 0..DRAWS {
             let number = rand::rng().random_range(0..NETS);
@@ -66,34 +67,34 @@ impl Link {
             }
             remove_netns_at_exit(&namespace);
             let record = scratch.path().join(format!("{namespace}.pcap"));
-            let link = Self { namespace, capture: None, record };
-            let outside = link.join(number)?;
-            return Ok((link, outside));
+            let outside = format!("kmb{number:04x}");
+            let link = Self { namespace, outside, capture: None, record };
+            link.join(number)?;
+            return Ok(link);
         }
         bail!("this machine allows no network namespaces, without which nothing can be counted: {last}")
     }
 
-    /// The veth pair, addresses, neighbours, the broker's name; the name of the interface on our side.
-    fn join(&self, number: u16) -> Result<String> {
-        let ns = self.namespace.as_str();
-        let outside = format!("kmb{number:04x}");
+    /// The veth pair, addresses, neighbours, the broker's name.
+    fn join(&self, number: u16) -> Result<()> {
+        let (ns, outside) = (self.namespace.as_str(), self.outside.as_str());
         let [high, low] = (number << 2).to_be_bytes();
         let net = |host: u8| format!("198.{}.{high}.{}", 18 + (number >> 14 & 1), low + host);
         let (ours, theirs) = (net(1), net(2));
         let inside = ["ip", "netns", "exec", ns];
         run(&[
-            "ip", "link", "add", &outside, "mtu", "1500", "type", "veth", "peer", "name", "wan", "mtu",
+            "ip", "link", "add", outside, "mtu", "1500", "type", "veth", "peer", "name", "wan", "mtu",
             "1500", "netns", ns,
         ])?;
         // A kernel without IPv6 has no such file.
         let without_ipv6 =
             "for file in /proc/sys/net/ipv6/conf/$0/disable_ipv6; do [ ! -e $file ] || echo 1 > $file; done";
-        run(&["sh", "-c", without_ipv6, &outside])?;
+        run(&["sh", "-c", without_ipv6, outside])?;
         run(&[&inside[..], &["sh", "-c", without_ipv6, "wan"]].concat())?;
-        run(&["ethtool", "-K", &outside, "tso", "off", "gso", "off", "gro", "off"])?;
+        run(&["ethtool", "-K", outside, "tso", "off", "gso", "off", "gro", "off"])?;
         run(&[&inside[..], &["ethtool", "-K", "wan", "tso", "off", "gso", "off", "gro", "off"]].concat())?;
-        run(&["ip", "address", "add", &format!("{ours}/30"), "dev", &outside])?;
-        run(&["ip", "link", "set", &outside, "up"])?;
+        run(&["ip", "address", "add", &format!("{ours}/30"), "dev", outside])?;
+        run(&["ip", "link", "set", outside, "up"])?;
         run(&["ip", "-n", ns, "link", "set", "lo", "up"])?;
         run(&["ip", "-n", ns, "address", "add", &format!("{theirs}/30"), "dev", "wan"])?;
         run(&["ip", "-n", ns, "link", "set", "wan", "up"])?;
@@ -101,7 +102,7 @@ impl Link {
             let file = format!("/sys/class/net/{device}/address");
             Ok(run(&[prefix, &["cat", &file]].concat())?.trim().to_owned())
         };
-        let (our_hardware, their_hardware) = (hardware(&[], &outside)?, hardware(&inside, "wan")?);
+        let (our_hardware, their_hardware) = (hardware(&[], outside)?, hardware(&inside, "wan")?);
         run(&[
             "ip",
             "neighbour",
@@ -110,7 +111,7 @@ impl Link {
             "lladdr",
             &their_hardware,
             "dev",
-            &outside,
+            outside,
             "nud",
             "permanent",
         ])?;
@@ -130,8 +131,7 @@ impl Link {
         ])?;
         let files = PathBuf::from("/etc/netns").join(ns);
         fs::create_dir_all(&files).with_context(|| format!("cannot create {}", files.display()))?;
-        fs::write(files.join("hosts"), format!("127.0.0.1 localhost\n{ours} {BROKER_HOST}\n"))?;
-        Ok(outside)
+        Ok(fs::write(files.join("hosts"), format!("127.0.0.1 localhost\n{ours} {BROKER_HOST}\n"))?)
     }
 
     /// The namespace as a file.
@@ -144,6 +144,15 @@ impl Link {
         let mut command = ["ip", "netns", "exec", &self.namespace, "env"].map(str::to_owned).to_vec();
         command.extend(variables.iter().map(|(name, value)| format!("{name}={value}")));
         command
+    }
+
+    /// Packets and bytes with their Ethernet headers, both ways, as the interface itself has counted them.
+    pub(crate) fn counted(&self) -> Result<(u64, u64)> {
+        let counter = |name: &str| -> Result<u64> {
+            let file = format!("/sys/class/net/{}/statistics/{name}", self.outside);
+            Ok(fs::read_to_string(file)?.trim().parse()?)
+        };
+        Ok((counter("rx_packets")? + counter("tx_packets")?, counter("rx_bytes")? + counter("tx_bytes")?))
     }
 
     /// Ends the capture; what it recorded. An error if packets escaped it.

@@ -29,6 +29,7 @@ use clap::Parser;
 use keylime_mqtt_tests::scratch::Scratch;
 use link::Link;
 use report::Ran;
+use std::cmp::Reverse;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::{Mutex, PoisonError};
@@ -94,7 +95,10 @@ fn run(wanted: Vec<Workload>, cycles: usize, jobs: u8) -> Vec<Ran> {
             });
         }
     });
-    done.into_inner().unwrap_or_else(PoisonError::into_inner)
+    let mut done: Vec<Ran> = done.into_inner().unwrap_or_else(PoisonError::into_inner);
+    // What is begun first is the largest, and is shown last.
+    done.sort_by_key(|(name, _)| Reverse(WORKLOADS.iter().position(|(other, _)| other == name)));
+    done
 }
 
 /// On Ctrl-C this process ends at once, and the guard ends all others and removes namespaces and files.

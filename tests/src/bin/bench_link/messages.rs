@@ -28,7 +28,22 @@ const DOWN: [&str; 9] =
     ["Credential", "Enrolled", "Prove", "Challenge", "Need", "State", "Accepted", "Later", "Refused"];
 
 /// A kind's fields by their place: keys from the outside in.
-const NAMES: [(&str, &[u64], &str); 24] = [
+const NAMES: [(&str, &[u64], &str); 39] = [
+    ("Ready", &[0], "boot marker"),
+    ("Ready", &[1], "boot time"),
+    ("Ready", &[2], "PCRs to be had"),
+    ("Ready", &[3], "AK public"),
+    ("Ready", &[4, 0], "statement of the boot: TPMS_ATTEST"),
+    ("Ready", &[4, 1], "statement of the boot: TPMT_SIGNATURE"),
+    ("Ready", &[5], "IMA lines"),
+    ("Ready", &[6, 0], "digest of the UEFI log"),
+    ("Ready", &[6, 1], "size of the UEFI log"),
+    ("Ready", &[7], "ticket"),
+    ("Ready", &[8], "seconds asleep"),
+    ("Ready", &[9], "digest of the reference"),
+    ("Blob", &[3], "part of a log"),
+    ("Unchanged", &[0], "tag of the facts"),
+    ("Unchanged", &[1], "IMA lines"),
     ("Challenge", &[0], "nonce"),
     ("Challenge", &[1], "boot tag"),
     ("Challenge", &[2], "PCR selection"),
@@ -59,10 +74,13 @@ impl Message {
     /// Reads a payload; `None` for what is not of this exchange (presence, results).
     pub(crate) fn read(at: Duration, topic: &str, payload: Vec<u8>) -> Option<Self> {
         let up = topic.contains("/evidence");
-        if !up && !topic.ends_with("/challenge") {
+        let presence = topic.ends_with("/presence");
+        if !up && !presence && !topic.ends_with("/challenge") {
             return None;
         }
-        let kind = kind(up, &payload).unwrap_or_else(|| "Fragment".to_owned());
+        let kind = if presence { None } else { kind(up, &payload) };
+        let kind = kind.unwrap_or_else(|| if presence { "Presence" } else { "Fragment" }.to_owned());
+        let up = up || presence;
         Some(Self { at, up, kind, topic: topic.len(), payload })
     }
 
@@ -75,7 +93,8 @@ impl Message {
     /// Bytes of each field, and of what holds them together.
     pub(crate) fn fields(&self) -> Result<BTreeMap<String, usize>> {
         let mut fields = BTreeMap::new();
-        if let Some((_, body)) = body(self.up, &self.payload) {
+        let body = if self.kind == "Presence" { None } else { body(self.up, &self.payload) };
+        if let Some((_, body)) = body {
             self.leaves(&body, &mut Vec::new(), &mut fields)?;
         }
         let named: usize = fields.values().sum();
@@ -90,8 +109,13 @@ impl Message {
             if value.is_map() {
                 self.leaves(value, path, fields)?;
             } else {
-                let name = NAMES.iter().find(|(kind, at, _)| *kind == self.kind && at == path);
-                let name = name.map_or_else(|| format!("field {path:?}"), |(_, _, name)| (*name).to_owned());
+                let known = NAMES.iter().find(|(kind, at, _)| *kind == self.kind && at == path);
+                let name = match known {
+                    Some((_, _, name)) => (*name).to_owned(),
+                    None => {
+                        format!("field {}", path.iter().map(u64::to_string).collect::<Vec<_>>().join("."))
+                    }
+                };
                 *fields.entry(name).or_default() += size(key)? + size(value)?;
             }
             path.pop();

@@ -21,14 +21,14 @@ const PING: usize = 2;
 const SLACK: Duration = Duration::from_secs(2);
 
 /// What a device's first sessions cost, in bytes.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Phases {
     /// TCP, TLS in full, CONNECT, SUBSCRIBE, presence
     pub(crate) connect: usize,
     /// `Enrol` to `Enrolled`
     pub(crate) enrolment: usize,
     /// From `Ready` of an enrolled device to its first PASS, the last acknowledgement included
-    pub(crate) first: usize,
+    pub(crate) first: Steady,
 }
 
 /// A mean cycle.
@@ -75,7 +75,7 @@ impl Trace {
         Ok(Phases {
             connect: self.bytes(opened, enrol),
             enrolment: self.bytes(enrol, registered),
-            first: self.bytes(ready, end),
+            first: self.breakdown(&[(ready, end)])?,
         })
     }
 
@@ -86,7 +86,7 @@ impl Trace {
     }
 
     /// When the packet was sent that begins the first message of this kind after `after`.
-    fn begins(&self, kind: &str, after: Duration) -> Result<Duration> {
+    pub(crate) fn begins(&self, kind: &str, after: Duration) -> Result<Duration> {
         let mut messages = self.messages.iter();
         let message = messages.find(|message| message.kind == kind && message.at > after);
         let message = message.with_context(|| format!("no {kind} was sent"))?;
@@ -105,20 +105,24 @@ impl Trace {
 
     /// Cycles between these cuts, and what a mean one consists of.
     pub(crate) fn steady(&self, cuts: &[Duration]) -> Result<Steady> {
-        let (Some(first), Some(last)) = (cuts.first().copied(), cuts.last().copied()) else {
-            anyhow::bail!("no cycle passed");
-        };
-        let spans = cuts.iter().zip(cuts.iter().skip(1));
-        let cycles: Vec<f64> = spans.map(|(from, to)| whole(self.bytes(*from, *to))).collect();
+        let spans: Vec<_> = cuts.iter().copied().zip(cuts.iter().copied().skip(1)).collect();
+        self.breakdown(&spans)
+    }
+
+    /// What the mean of these spans consists of.
+    pub(crate) fn breakdown(&self, spans: &[(Duration, Duration)]) -> Result<Steady> {
+        ensure!(!spans.is_empty(), "nothing passed");
+        let cycles: Vec<f64> = spans.iter().map(|(from, to)| whole(self.bytes(*from, *to))).collect();
         let mean = |total: usize| whole(total) / whole(cycles.len());
-        let span = || self.packets(first, last);
+        let within = |at: Duration| spans.iter().any(|(from, to)| (*from..*to).contains(&at));
+        let span = || self.capture.packets.iter().filter(|packet| within(packet.at));
         let mut parts = Vec::new();
         let mut part = |of: &str, what: &str, total: usize| {
             parts.push(Part { of: of.to_owned(), what: what.to_owned(), bytes: mean(total) });
         };
         let mut fields: BTreeMap<(&str, String), usize> = BTreeMap::new();
         let (mut payloads, mut topics, mut published) = (0, 0, 0);
-        for message in self.messages.iter().filter(|message| (first..last).contains(&message.at)) {
+        for message in self.messages.iter().filter(|message| within(message.at)) {
             for (field, size) in message.fields()? {
                 *fields.entry((message.kind.as_str(), field)).or_default() += size;
             }
@@ -129,9 +133,7 @@ impl Trace {
         for ((kind, field), total) in fields {
             part(kind, &field, total);
         }
-        let inside = |index: usize| {
-            self.capture.packets.get(index).is_some_and(|packet| (first..last).contains(&packet.at))
-        };
+        let inside = |index: usize| self.capture.packets.get(index).is_some_and(|packet| within(packet.at));
         let records: Vec<usize> =
             self.capture.records.iter().filter(|r| inside(r.packet)).map(|r| r.plain).collect();
         let acknowledging: usize = records.iter().filter(|plain| **plain <= ACKNOWLEDGEMENT_MOST).sum();
@@ -152,7 +154,7 @@ impl Trace {
         );
         let empty = span().filter(|packet| packet.payload == 0);
         part("TCP/IP", "packets that only acknowledge", empty.map(|packet| packet.bytes).sum());
-        ensure!(published >= cycles.len(), "fewer messages than cycles");
+        ensure!(published >= cycles.len(), "fewer messages than spans");
         parts.retain(|part| part.bytes > 0.0);
         Ok(Steady {
             bytes: Statistics::of(&cycles),

@@ -6,7 +6,7 @@
 use crate::programs::sample;
 use crate::rig::{Plan, Rig};
 use crate::uefi;
-use crate::workloads::{Figure, Outcome};
+use crate::workloads::{FIRST, Figure, Outcome, Spent};
 use anyhow::{Result, ensure};
 use keylime_mqtt_tests::binaries;
 use keylime_mqtt_tests::ima::list;
@@ -45,9 +45,10 @@ pub(crate) fn with_reference(name: &'static str, line: &'static str, entries: us
     let starts = rig.challenges_after(begun.attesting)?;
     let size = fs::metadata(&reference)?.len();
     let trace = rig.finish()?;
-    let mut figure = Figure::bytes(line, begun.phases(&trace, &starts)?.first);
-    figure.note = format!("a reference of {size} bytes, one in {DIFFERS} entries unknown to it");
-    Ok(Outcome::Measured(vec![figure], None))
+    let first = begun.phases(&trace, &starts)?.first;
+    let note = format!("a reference of {size} bytes, one in {DIFFERS} entries unknown to it");
+    let spent = Spent { table: FIRST, column: name, mean: first.clone() };
+    Ok(Outcome::Measured(vec![Figure::new(line, first.bytes, note)], vec![spent]))
 }
 
 fn make(dir: &Path, golden: &[String]) -> Result<PathBuf> {

@@ -1,8 +1,7 @@
 //! The tables and the JSON.
 
 use crate::goals::{LINES, Line, Unit};
-use crate::phases::Steady;
-use crate::workloads::{Figure, Outcome};
+use crate::workloads::{CYCLES, FIRST, Figure, Outcome, Spent, WAKES};
 use anyhow::Result;
 use serde_json::{Value, json};
 use std::fs;
@@ -48,7 +47,7 @@ pub(crate) fn tables(ran: &[Ran]) -> String {
     ];
     rows.extend(LINES.iter().filter_map(|line| row(ran, line)));
     rows.push(String::new());
-    rows.extend(fields(ran));
+    rows.extend([CYCLES, FIRST, WAKES].into_iter().flat_map(|table| fields(ran, table)));
     for (name, outcome) in ran {
         match outcome {
             Ok(Outcome::Measured(..)) => {}
@@ -85,25 +84,27 @@ fn row(ran: &[Ran], line: &Line) -> Option<String> {
     ))
 }
 
-/// Where the bytes of mean cycles go, a column a workload.
-fn fields(ran: &[Ran]) -> Vec<String> {
-    let columns: Vec<(&str, &Steady)> = ran
-        .iter()
-        .filter_map(|(name, outcome)| match outcome {
-            Ok(Outcome::Measured(_, Some(steady))) => Some((*name, steady)),
-            _ => None,
-        })
-        .collect();
+fn spent(ran: &[Ran]) -> impl Iterator<Item = &Spent> {
+    let all = ran.iter().filter_map(|(_, outcome)| match outcome {
+        Ok(Outcome::Measured(_, spent)) => Some(spent),
+        _ => None,
+    });
+    all.flatten()
+}
+
+/// Where bytes went, a column a workload.
+fn fields(ran: &[Ran], table: &str) -> Vec<String> {
+    let columns: Vec<&Spent> = spent(ran).filter(|spent| spent.table == table).collect();
     if columns.is_empty() {
         return Vec::new();
     }
-    let names: Vec<&str> = columns.iter().map(|(name, _)| *name).collect();
+    let names: Vec<&str> = columns.iter().map(|spent| spent.column).collect();
     let mut rows = vec![
-        format!("| bytes of a mean cycle | field | {} |", names.join(" | ")),
+        format!("| {table} | field | {} |", names.join(" | ")),
         format!("|---|---|{}", "---|".repeat(columns.len())),
     ];
     let mut parts: Vec<(&str, &str)> = Vec::new();
-    for part in columns.iter().flat_map(|(_, steady)| &steady.parts) {
+    for part in columns.iter().flat_map(|spent| &spent.mean.parts) {
         let part = (part.of.as_str(), part.what.as_str());
         if !parts.contains(&part) {
             parts.push(part);
@@ -113,13 +114,13 @@ fn fields(ran: &[Ran]) -> Vec<String> {
     let messages: Vec<&str> = parts.iter().map(|(of, _)| *of).collect();
     parts.sort_by_key(|(of, _)| messages.iter().position(|message| message == of));
     for (of, what) in parts {
-        let cells = columns.iter().map(|(_, steady)| {
-            let part = steady.parts.iter().find(|part| part.of == of && part.what == what);
+        let cells = columns.iter().map(|spent| {
+            let part = spent.mean.parts.iter().find(|part| part.of == of && part.what == what);
             part.map_or_else(|| "–".to_owned(), |part| format!("{:.1}", part.bytes))
         });
         rows.push(format!("| {of} | {what} | {} |", cells.collect::<Vec<_>>().join(" | ")));
     }
-    let sums: Vec<String> = columns.iter().map(|(_, steady)| format!("{:.1}", steady.bytes.mean)).collect();
+    let sums: Vec<String> = columns.iter().map(|spent| format!("{:.1}", spent.mean.bytes.mean)).collect();
     rows.push(format!("| all | | {} |", sums.join(" | ")));
     rows.push(String::new());
     rows
@@ -138,14 +139,14 @@ pub(crate) fn write_json(ran: &[Ran], cycles: usize, file: &Path) -> Result<()> 
             }))
         })
         .collect();
-    let fields: Vec<Value> = ran
-        .iter()
-        .filter_map(|(name, outcome)| match outcome {
-            Ok(Outcome::Measured(_, Some(steady))) => Some(json!({
-                "workload": name, "cycle": steady.bytes.json(), "up": steady.up, "packets": steady.packets,
-                "parts": steady.parts.iter().map(|part| json!([part.of, part.what, part.bytes])).collect::<Vec<_>>(),
-            })),
-            _ => None,
+    let fields: Vec<Value> = spent(ran)
+        .map(|Spent { table, column, mean }| {
+            let parts: Vec<Value> =
+                mean.parts.iter().map(|part| json!([part.of, part.what, part.bytes])).collect();
+            json!({
+                "table": table, "workload": column, "bytes": mean.bytes.json(), "up": mean.up,
+                "packets": mean.packets, "parts": parts,
+            })
         })
         .collect();
     let missing: Vec<Value> = ran

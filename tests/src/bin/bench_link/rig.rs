@@ -3,7 +3,7 @@
 //! Each workload has a world of its own, so that a bridge's CPU time and a verifier's pace are its alone. Settings
 //! that the harness shortens for scenarios, and that cost bytes, stand at their defaults again.
 
-use crate::capture::Capture;
+use crate::capture::{Capture, ETHERNET_HEADER};
 use crate::link::{BROKER_HOST, Link};
 use crate::messages::Message;
 use anyhow::{Context, Result, ensure};
@@ -28,6 +28,9 @@ const PATIENCE: Duration = Duration::from_secs(600);
 
 /// A broker passes a message on to observer and device within this; nothing is on the link before a challenge.
 const EARLY: Duration = Duration::from_millis(50);
+
+/// After a result the last acknowledgements pass (Linux delays them by 40 to 200 ms), and nothing else.
+pub(crate) const CALM: Duration = Duration::from_millis(400);
 
 /// What workloads vary.
 #[derive(Clone, Debug)]
@@ -180,9 +183,18 @@ impl Rig {
         }
         self.world.never_failed(&self.device)?;
         let messages = self.messages()?;
+        // The last acknowledgements.
+        std::thread::sleep(CALM);
         let capture = Capture::parse(&self.link.recorded()?, self.world.broker.port())?;
         ensure!(capture.strangers == 0, "{} packets on the link are no TCP over IPv4", capture.strangers);
         let largest = capture.packets.iter().map(|packet| packet.bytes).max().context("nothing passed")?;
+        let packets = capture.packets.len();
+        let bytes: usize = capture.packets.iter().map(|packet| packet.bytes + ETHERNET_HEADER).sum();
+        let counted = self.link.counted()?;
+        ensure!(
+            counted == (u64::try_from(packets)?, u64::try_from(bytes)?),
+            "the capture has {packets} packets of {bytes} bytes, the interface counted {counted:?}"
+        );
         ensure!(largest <= 1500, "a packet of {largest} bytes: the link does not segment");
         Ok(Trace { capture, messages })
     }

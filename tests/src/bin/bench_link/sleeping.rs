@@ -1,9 +1,9 @@
 //! The workloads in which a device mostly does nothing: waking to attest, and keeping a connection open.
 
 use crate::phases::whole;
-use crate::rig::{Plan, Rig, Trace};
+use crate::rig::{CALM, Plan, Rig, Trace};
 use crate::statistics::Statistics;
-use crate::workloads::{Figure, Outcome};
+use crate::workloads::{Figure, Outcome, Spent, WAKES};
 use anyhow::{Result, ensure};
 use std::time::Duration;
 
@@ -50,8 +50,7 @@ pub(crate) fn wake(cycles: usize) -> Result<Outcome> {
         }
     }
     let trace = rig.finish()?;
-    let wakes: Vec<Wake> = wakes(&trace, from).into_iter().filter(|wake| wake.attested).collect();
-    ensure!(!wakes.is_empty(), "no wake attested");
+    let wakes: Vec<Wake> = wakes(&trace, from)?.into_iter().filter(|wake| wake.attested.is_some()).collect();
     let sizes = |resumed: bool| {
         let sizes = wakes.iter().filter(|wake| wake.resumed == resumed).map(|wake| whole(wake.bytes));
         Statistics::of(&sizes.collect::<Vec<_>>())
@@ -59,44 +58,49 @@ pub(crate) fn wake(cycles: usize) -> Result<Outcome> {
     let (resumed, full) = (sizes(true), sizes(false));
     let mut figures = Vec::new();
     if resumed.count > 0 {
-        figures.push(Figure::new(
-            "wake",
-            resumed,
-            format!("{} of {} wakes resumed TLS", resumed.count, wakes.len()),
-        ));
+        let note = format!("{} of {} wakes resumed TLS", resumed.count, wakes.len());
+        figures.push(Figure::new("wake", resumed, note));
     } else {
         figures.push(Figure::new("wake", full, "TLS was never resumed"));
     }
     if full.count > 0 {
         figures.push(Figure::new("wake-full", full, ""));
     }
-    Ok(Outcome::Measured(figures, None))
+    let resumed = resumed.count > 0;
+    let spans = wakes.iter().filter(|wake| wake.resumed == resumed).filter_map(|wake| wake.attested);
+    let mean = trace.breakdown(&spans.collect::<Vec<_>>())?;
+    Ok(Outcome::Measured(figures, vec![Spent { table: WAKES, column: "wake", mean }]))
 }
 
 /// One connection from SYN to its end.
 struct Wake {
     bytes: usize,
     resumed: bool,
-    attested: bool,
+    /// From its first message to the end, where there was evidence
+    attested: Option<(Duration, Duration)>,
 }
 
-fn wakes(trace: &Trace, from: Duration) -> Vec<Wake> {
+fn wakes(trace: &Trace, from: Duration) -> Result<Vec<Wake>> {
     let packets = &trace.capture.packets;
     let opened = packets.iter().filter(|packet| packet.syn && packet.up && packet.at > from);
     let mut wakes = Vec::new();
     for opening in opened {
         let ours = || packets.iter().filter(|packet| packet.port == opening.port && packet.at >= opening.at);
-        let closed = ours().map(|packet| packet.at).max().unwrap_or(opening.at);
+        let closed = ours().map(|packet| packet.at).max().unwrap_or(opening.at) + CALM;
+        let mut said = trace.messages.iter().filter(|message| (opening.at..closed).contains(&message.at));
+        let evidence = said.clone().any(|message| message.kind == "Evidence");
+        let first = said.find(|message| message.up && message.kind != "Presence").filter(|_| evidence);
+        let attested = match first {
+            Some(first) => Some((trace.begins(&first.kind, opening.at)?, closed)),
+            None => None,
+        };
         wakes.push(Wake {
             bytes: ours().map(|packet| packet.bytes).sum(),
             resumed: trace.capture.resumed.contains(&opening.port),
-            attested: trace
-                .messages
-                .iter()
-                .any(|message| message.kind == "Evidence" && (opening.at..=closed).contains(&message.at)),
+            attested,
         });
     }
-    wakes
+    Ok(wakes)
 }
 
 /// A connection that only keeps itself alive: a minute at the shortest keep-alive, all bytes shared among its pings,
@@ -130,6 +134,6 @@ pub(crate) fn idle() -> Result<Outcome> {
             Figure::new("ping", ping, ""),
             Figure::bytes("disconnect", trace.bytes(to, Duration::MAX)),
         ],
-        None,
+        Vec::new(),
     ))
 }

@@ -3,7 +3,7 @@
 use crate::phases::{Phases, Steady, whole};
 use crate::programs::{mean_length, sample};
 use crate::reference::with_reference;
-use crate::rig::{NO_PINGS, Plan, Rig, Trace};
+use crate::rig::{CALM, NO_PINGS, Plan, Rig, Trace};
 use crate::statistics::Statistics;
 use crate::{sleeping, uefi};
 use anyhow::{Context, Result, ensure};
@@ -18,8 +18,6 @@ use std::time::Duration;
 const LISTED_MOST: usize = 2_000;
 /// The bytes do not depend on it; the larger, the longer a run takes.
 const QUOTE_INTERVAL: u32 = 2;
-/// After a result the last acknowledgements pass (Linux delays them by 40 to 200 ms), and nothing else.
-const CALM: Duration = Duration::from_millis(400);
 /// Cycles between two lines of progress.
 const SAY_EVERY: usize = 25;
 
@@ -41,10 +39,23 @@ impl Figure {
     }
 }
 
+/// Where bytes went: a column of one of the tables below the first.
+#[derive(Clone, Debug)]
+pub(crate) struct Spent {
+    pub(crate) table: &'static str,
+    pub(crate) column: &'static str,
+    pub(crate) mean: Steady,
+}
+
+/// Tables of where bytes went.
+pub(crate) const CYCLES: &str = "bytes of a mean cycle";
+pub(crate) const FIRST: &str = "bytes of a first attestation";
+pub(crate) const WAKES: &str = "bytes of a mean wake, after connecting";
+
 /// What came of a workload.
 #[derive(Clone, Debug)]
 pub(crate) enum Outcome {
-    Measured(Vec<Figure>, Option<Steady>),
+    Measured(Vec<Figure>, Vec<Spent>),
     /// It needs something that agent or bridge does not have
     Skipped(String),
 }
@@ -57,8 +68,8 @@ pub(crate) const WORKLOADS: [Workload; 10] = [
     ("100000", |cycles| logs("100000", 100_000, cycles)),
     ("20000", |cycles| logs("20000", 20_000, cycles)),
     ("wake", sleeping::wake),
-    ("1000", |cycles| logs("1000", 1_000, cycles)),
     ("ten", ten),
+    ("1000", |cycles| logs("1000", 1_000, cycles)),
     ("quote", quote),
     ("20000-reference", |_| with_reference("20000-reference", "first-20000-reference", 20_000)),
     ("1000-reference", |_| with_reference("1000-reference", "first-1000-reference", 1_000)),
@@ -190,9 +201,9 @@ fn quote(cycles: usize) -> Result<Outcome> {
         Figure::new("bridge-cpu-quote", ran.bridge, ""),
         Figure::bytes("connect", phases.connect),
         Figure::bytes("enrolment", phases.enrolment),
-        Figure::bytes("first-quote", phases.first),
+        Figure::new("first-quote", phases.first.bytes, ""),
     ];
-    Ok(Outcome::Measured(figures, Some(steady)))
+    Ok(Outcome::Measured(figures, vec![Spent { table: CYCLES, column: "quote", mean: steady }]))
 }
 
 /// Both logs, of one of the three sizes that lines speak of.
@@ -216,7 +227,7 @@ fn logs(name: &'static str, entries: usize, cycles: usize) -> Result<Outcome> {
     };
     let (now, peak) = ran.memory;
     let mut figures = vec![
-        Figure::bytes(first, phases.first),
+        Figure::new(first, phases.first.bytes, ""),
         Figure::new(cpu, ran.agent, ""),
         Figure::new(
             memory,
@@ -233,7 +244,11 @@ fn logs(name: &'static str, entries: usize, cycles: usize) -> Result<Outcome> {
         20_000 => {}
         _ => figures.push(Figure::new("steady-100000", steady.bytes, direction(&steady))),
     }
-    Ok(Outcome::Measured(figures, (entries == 1_000).then_some(steady)))
+    let mut spent = vec![Spent { table: FIRST, column: name, mean: phases.first }];
+    if entries == 1_000 {
+        spent.push(Spent { table: CYCLES, column: name, mean: steady });
+    }
+    Ok(Outcome::Measured(figures, spent))
 }
 
 /// Ten programs that run for the first time between any two attestations.
@@ -251,13 +266,14 @@ fn ten(cycles: usize) -> Result<Outcome> {
     })?;
     let trace = rig.finish()?;
     let steady = trace.steady(&ran.cuts)?;
-    Ok(Outcome::Measured(vec![Figure::new("steady-ten", steady.bytes, direction(&steady))], Some(steady)))
+    let figures = vec![Figure::new("steady-ten", steady.bytes, direction(&steady))];
+    Ok(Outcome::Measured(figures, vec![Spent { table: CYCLES, column: "ten", mean: steady }]))
 }
 
 fn binary() -> Result<Outcome> {
     let size = std::fs::metadata(binaries::path("keylime-mqtt-agent")?)?.len();
     ensure!(!cfg!(debug_assertions), "this is a debug build: `make bench-link` measures release builds");
-    Ok(Outcome::Measured(vec![Figure::new("binary", Statistics::of(&[bytes(size)?]), "")], None))
+    Ok(Outcome::Measured(vec![Figure::new("binary", Statistics::of(&[bytes(size)?]), "")], Vec::new()))
 }
 
 fn direction(steady: &Steady) -> String {
