@@ -26,7 +26,8 @@ build:
 
 # Release builds, counted outside the programs. BENCH takes options: make bench-link BENCH="--only quote --cycles 20"
 bench-link: setup
-	$(CARGO) build --release --bin keylime-mqtt-agent --bin keylime-mqtt-bridge --bin keylime-mqtt-bench-link
+	$(CARGO) build --profile device --bin keylime-mqtt-agent
+	$(CARGO) build --release --bin keylime-mqtt-bridge --bin keylime-mqtt-bench-link
 	@$(CARGO) run --release --quiet --bin keylime-mqtt-bench-link -- $(BENCH)
 
 lint:

@@ -51,6 +51,8 @@ pub struct DeviceSettings {
     pub enrol_again_after: Option<u32>,
     /// Further lines at the top of the agent's configuration
     pub agent: String,
+    /// Another build of the agent than the one beside this program
+    pub binary: Option<PathBuf>,
     /// A command that starts the agent in its place, such as `ip netns exec …`; it must become the agent
     pub launcher: Vec<String>,
 }
@@ -316,7 +318,10 @@ impl Device {
     }
 
     fn agent_command(&self) -> Result<Command> {
-        let agent = binaries::path("keylime-mqtt-agent")?;
+        let agent = match &self.settings.binary {
+            Some(binary) => binary.clone(),
+            None => binaries::path("keylime-mqtt-agent")?,
+        };
         let mut command = match self.settings.launcher.split_first() {
             Some((launcher, arguments)) => {
                 let mut command = Command::new(launcher);

@@ -8,6 +8,7 @@ use crate::link::{BROKER_HOST, Link};
 use crate::messages::Message;
 use anyhow::{Context, Result, ensure};
 use keylime_mqtt_schemas::messages::Verdict;
+use keylime_mqtt_tests::binaries;
 use keylime_mqtt_tests::device::{Device, DeviceSettings};
 use keylime_mqtt_tests::eventually::within;
 use keylime_mqtt_tests::keylime_config::KeylimeSettings;
@@ -18,6 +19,7 @@ use nix::time::clock_getcpuclockid;
 use nix::unistd::Pid;
 use rand::Rng;
 use std::fs;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// The largest that brokers allow: no ping falls into a workload that does not count pings.
@@ -89,6 +91,7 @@ impl Rig {
             uefi: plan.uefi.clone(),
             ima: !plan.programs.is_empty(),
             agent: plan.agent.clone(),
+            binary: Some(agent()?),
             launcher: link.launcher(&[
                 ("KEYLIME_MQTT_AGENT_BROKER__KEEP_ALIVE_SECONDS", plan.keep_alive.to_string()),
                 ("KEYLIME_MQTT_AGENT_LONGEST_SILENCE_SECONDS", "900".to_owned()),
@@ -219,6 +222,18 @@ impl Rig {
         };
         Ok((field("VmRSS:")?, field("VmHWM:")?))
     }
+}
+
+/// The agent as it is built for devices (the profile `device`); beside a debug build of this program, a debug build.
+pub(crate) fn agent() -> Result<PathBuf> {
+    if cfg!(debug_assertions) {
+        return binaries::path("keylime-mqtt-agent");
+    }
+    let bridge = binaries::path("keylime-mqtt-bridge")?;
+    let target = bridge.parent().and_then(Path::parent).context("a program without a directory")?;
+    let agent = target.join("device/keylime-mqtt-agent");
+    ensure!(agent.exists(), "{} is not built: run `make bench-link`", agent.display());
+    Ok(agent)
 }
 
 /// The processor clock of a process has nanoseconds and keeps what ended threads have used (clock_getcpuclockid(3)).

@@ -3,11 +3,10 @@
 use crate::phases::{Phases, Steady, whole};
 use crate::programs::{mean_length, sample};
 use crate::reference::with_reference;
-use crate::rig::{CALM, NO_PINGS, Plan, Rig, Trace};
+use crate::rig::{CALM, NO_PINGS, Plan, Rig, Trace, agent};
 use crate::statistics::Statistics;
 use crate::{sleeping, uefi};
 use anyhow::{Context, Result, ensure};
-use keylime_mqtt_tests::binaries;
 use keylime_mqtt_tests::eventually::eventually;
 use keylime_mqtt_tests::ima::runtime_policy;
 use keylime_mqtt_tests::operator::Policies;
@@ -271,7 +270,7 @@ fn ten(cycles: usize) -> Result<Outcome> {
 }
 
 fn binary() -> Result<Outcome> {
-    let size = std::fs::metadata(binaries::path("keylime-mqtt-agent")?)?.len();
+    let size = std::fs::metadata(agent()?)?.len();
     ensure!(!cfg!(debug_assertions), "this is a debug build: `make bench-link` measures release builds");
     Ok(Outcome::Measured(vec![Figure::new("binary", Statistics::of(&[bytes(size)?]), "")], Vec::new()))
 }
