@@ -27,8 +27,26 @@ const UP: [&str; 9] =
 const DOWN: [&str; 9] =
     ["Credential", "Enrolled", "Prove", "Challenge", "Need", "State", "Accepted", "Later", "Refused"];
 
+/// `log-kind` in the contract's grammar.
+const IMA: u64 = 1;
+
 /// A kind's fields by their place: keys from the outside in.
-const NAMES: [(&str, &[u64], &str); 39] = [
+const NAMES: [(&str, &[u64], &str); 54] = [
+    ("Prove", &[0], "nonce"),
+    ("Proof", &[0], "nonce tag"),
+    ("Proof", &[1, 0], "TPMS_ATTEST"),
+    ("Proof", &[1, 1], "TPMT_SIGNATURE"),
+    ("Need", &[0], "which log"),
+    ("Need", &[1], "boot tag"),
+    ("Need", &[2], "from"),
+    ("Need", &[3], "up to"),
+    ("Need", &[4], "reference known"),
+    ("Blob", &[0], "which log"),
+    ("Blob", &[1], "boot tag"),
+    ("Blob", &[2], "offset"),
+    ("Blob", &[4], "size of the packed log"),
+    ("Accepted", &[0], "seconds to the next"),
+    ("Accepted", &[1], "outcome"),
     ("Ready", &[0], "boot marker"),
     ("Ready", &[1], "boot time"),
     ("Ready", &[2], "PCRs to be had"),
@@ -41,7 +59,7 @@ const NAMES: [(&str, &[u64], &str); 39] = [
     ("Ready", &[7], "ticket"),
     ("Ready", &[8], "seconds asleep"),
     ("Ready", &[9], "digest of the reference"),
-    ("Blob", &[3], "part of a log"),
+    ("Blob", &[3], "part of the UEFI log"),
     ("Unchanged", &[0], "tag of the facts"),
     ("Unchanged", &[1], "IMA lines"),
     ("Challenge", &[0], "nonce"),
@@ -94,8 +112,16 @@ impl Message {
     pub(crate) fn fields(&self) -> Result<BTreeMap<String, usize>> {
         let mut fields = BTreeMap::new();
         let body = if self.kind == "Presence" { None } else { body(self.up, &self.payload) };
-        if let Some((_, body)) = body {
-            self.leaves(&body, &mut Vec::new(), &mut fields)?;
+        let body = body.map(|(_, body)| body);
+        if let Some(body) = &body {
+            self.leaves(body, &mut Vec::new(), &mut fields)?;
+        }
+        let ima = |(key, value): &(Value, Value)| number(key) == Some(0) && number(value) == Some(IMA);
+        if self.kind == "Blob" && body.as_ref().and_then(Value::as_map).is_some_and(|map| map.iter().any(ima))
+        {
+            // The same field of another log.
+            let part = fields.remove("part of the UEFI log");
+            fields.extend(part.map(|size| ("part of the IMA log".to_owned(), size)));
         }
         let named: usize = fields.values().sum();
         let frame = self.payload.len().checked_sub(named).context("fields larger than their message")?;

@@ -75,8 +75,12 @@ impl Rig {
     pub(crate) fn build(plan: Plan) -> Result<Self> {
         let started = (Instant::now(), SystemTime::now().duration_since(UNIX_EPOCH)?);
         let keylime = KeylimeSettings { quote_interval: plan.quote_interval, ..KeylimeSettings::default() };
-        let mut bridge = vec!["exchange.repeat_after_seconds=10".to_owned()];
-        bridge.extend(plan.bridge.iter().cloned());
+        let defaults = [
+            "exchange.repeat_after_seconds=10",
+            "broker.ack_timeout_seconds=120",
+            "broker.keep_alive_seconds=300",
+        ];
+        let bridge = defaults.iter().map(ToString::to_string).chain(plan.bridge.iter().cloned()).collect();
         let mut world = World::prepare(&WorldSettings { keylime, bridge, ..WorldSettings::default() })?;
         let certificate = world.pki.issue("broker-outside", &["localhost", "127.0.0.1", BROKER_HOST])?;
         world.broker.present(certificate);
@@ -94,6 +98,8 @@ impl Rig {
             binary: Some(agent()?),
             launcher: link.launcher(&[
                 ("KEYLIME_MQTT_AGENT_BROKER__KEEP_ALIVE_SECONDS", plan.keep_alive.to_string()),
+                ("KEYLIME_MQTT_AGENT_BROKER__ACK_TIMEOUT_SECONDS", "120".to_owned()),
+                ("KEYLIME_MQTT_AGENT_BROKER__CONNECT_TIMEOUT_SECONDS", "30".to_owned()),
                 ("KEYLIME_MQTT_AGENT_LONGEST_SILENCE_SECONDS", "900".to_owned()),
                 ("KEYLIME_MQTT_AGENT_FIRST_RETRY_SECONDS", "10".to_owned()),
                 ("KEYLIME_MQTT_AGENT_LONGEST_RETRY_SECONDS", "300".to_owned()),
