@@ -193,3 +193,66 @@ fn accepts_ticket(handshake: &[u8]) -> bool {
     };
     handshake.first() == Some(&SERVER_HELLO) && find().is_some()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BROKER: u16 = 8883;
+    const DEVICE: u16 = 40000;
+
+    fn packet(pcap: &mut Vec<u8>, up: bool, sequence: u32, flags: u8, payload: &[u8]) {
+        let size = 40 + payload.len();
+        let mut frame = vec![0; ETHERNET_HEADER];
+        frame.splice(12.., IPV4.to_be_bytes());
+        frame.extend([0x45, 0]);
+        frame.extend(u16::try_from(size).unwrap().to_be_bytes());
+        frame.extend([0, 0, 0, 0, 64, TCP, 0, 0, 198, 18, 0, 1, 198, 18, 0, 2]);
+        let (from, to) = if up { (DEVICE, BROKER) } else { (BROKER, DEVICE) };
+        frame.extend([from, to].iter().flat_map(|port| port.to_be_bytes()));
+        frame.extend([sequence, 0].iter().flat_map(|number| number.to_be_bytes()));
+        frame.extend([0x50, flags, 0, 0, 0, 0, 0, 0]);
+        frame.extend(payload);
+        let length = u32::try_from(frame.len()).unwrap();
+        pcap.extend([7, 0, length, length].iter().flat_map(|number| number.to_ne_bytes()));
+        pcap.extend(frame);
+    }
+
+    fn header() -> Vec<u8> {
+        [0xa1b2_c3d4_u32, 0, 0, 0, 0, 1].iter().flat_map(|number| number.to_ne_bytes()).collect()
+    }
+
+    #[test]
+    fn a_record_in_two_packets_is_one_record_and_what_is_sent_again_counts_as_bytes_alone() {
+        let mut pcap = header();
+        let record = [&[APPLICATION_DATA, 3, 3, 0, 30][..], &[0; 30]].concat();
+        let (first, second) = record.split_at(20);
+        packet(&mut pcap, true, 99, 2, &[]);
+        packet(&mut pcap, true, 100, 16, first);
+        packet(&mut pcap, true, 100, 16, first);
+        packet(&mut pcap, true, 120, 16, second);
+        packet(&mut pcap, false, 500, 16, &[]);
+        let capture = Capture::parse(&pcap, BROKER).unwrap();
+        let sizes: Vec<usize> = capture.packets.iter().map(|packet| packet.bytes).collect();
+        assert_eq!(sizes, [40, 60, 60, 55, 40]);
+        assert_eq!(capture.packets.iter().filter(|packet| packet.up).count(), 4);
+        let records: Vec<_> = capture.records.iter().map(|record| (record.packet, record.plain)).collect();
+        assert_eq!(records, [(1, 30 - 17)]);
+    }
+
+    #[test]
+    fn a_connection_is_resumed_where_the_broker_took_the_ticket() {
+        for (extension, resumed) in [(PRE_SHARED_KEY, vec![DEVICE]), (51, Vec::new())] {
+            let mut hello = vec![SERVER_HELLO, 0, 0, 80, 3, 3];
+            hello.extend([0; 32]);
+            hello.extend([2, 9, 9, 0x13, 1, 0, 0, 12]);
+            hello.extend([0, 43, 0, 2, 3, 4]);
+            hello.extend(extension.to_be_bytes());
+            hello.extend([0, 2, 0, 0]);
+            let size = u16::try_from(hello.len()).unwrap().to_be_bytes();
+            let mut pcap = header();
+            packet(&mut pcap, false, 1, 16, &[&[HANDSHAKE, 3, 3][..], &size, &hello].concat());
+            assert_eq!(Capture::parse(&pcap, BROKER).unwrap().resumed, resumed);
+        }
+    }
+}
