@@ -37,6 +37,8 @@ pub(crate) struct Packet {
     pub(crate) payload: usize,
     /// Opens the connection
     pub(crate) syn: bool,
+    /// Its payload was sent before
+    pub(crate) again: bool,
 }
 
 /// A TLS record of type application data, placed at the packet in which it begins.
@@ -95,14 +97,15 @@ impl Capture {
     fn add(&mut self, at: Duration, segment: &Segment<'_>, streams: &mut BTreeMap<(u16, bool), Stream>) {
         let Segment { up, port, bytes, sequence, syn, payload } = *segment;
         let index = self.packets.len();
-        self.packets.push(Packet { at, up, port, bytes, payload: payload.len(), syn });
         let stream = streams.entry((port, up)).or_default();
+        let again = !payload.is_empty() && !syn && stream.next.is_some_and(|next| next != sequence);
+        self.packets.push(Packet { at, up, port, bytes, payload: payload.len(), syn, again });
         if syn {
             *stream = Stream { next: Some(sequence.wrapping_add(1)), ..Stream::default() };
             return;
         }
-        // A retransmission counts as bytes and is no new record. Nothing reorders on a veth pair.
-        if payload.is_empty() || stream.next.is_some_and(|next| next != sequence) {
+        // What is sent again counts as bytes and is no new record. Nothing reorders on a veth pair.
+        if payload.is_empty() || again {
             return;
         }
         stream.next = Some(sequence.wrapping_add(u32::try_from(payload.len()).unwrap_or(0)));

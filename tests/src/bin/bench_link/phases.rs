@@ -4,6 +4,7 @@
 //! quiet since the last acknowledgement.
 
 use crate::capture::{Packet, RECORD_OVERHEAD, Record};
+use crate::messages::Message;
 use crate::rig::Trace;
 use crate::statistics::Statistics;
 use anyhow::{Context, Result, ensure};
@@ -17,8 +18,10 @@ const PUBLISH_MOST: usize = 9;
 const ACKNOWLEDGEMENT_MOST: usize = 4;
 /// A PINGREQ.
 const PING: usize = 2;
-/// How far apart observer and link may see one message.
+/// How far apart observer and link may see one message on a busy machine.
 const SLACK: Duration = Duration::from_secs(2);
+/// A broker may give the observer a message this much earlier; the link is quiet before a challenge.
+const EARLY: Duration = Duration::from_millis(50);
 
 /// What a device's first sessions cost, in bytes.
 #[derive(Clone, Debug)]
@@ -89,18 +92,36 @@ impl Trace {
     pub(crate) fn begins(&self, kind: &str, after: Duration) -> Result<Duration> {
         let mut messages = self.messages.iter();
         let message = messages.find(|message| message.kind == kind && message.at > after);
-        let message = message.with_context(|| format!("no {kind} was sent"))?;
+        self.sent(message.with_context(|| format!("no {kind} was sent"))?)
+    }
+
+    /// When the packet was sent that begins this message: the nearest with a record of its size.
+    fn sent(&self, message: &Message) -> Result<Duration> {
         let least = message.topic + message.payload.len() + PUBLISH_LEAST;
         let most = message.topic + message.payload.len() + PUBLISH_MOST;
-        let sent = |record: &Record| self.capture.packets.get(record.packet).map(|packet| packet.at);
-        let mut records = self.capture.records.iter().filter(|record| record.up == message.up);
-        records
-            .find_map(|record| {
-                let at = sent(record)?;
-                let near = at + SLACK > message.at && at < message.at + SLACK && at > after;
-                (near && (least..=most).contains(&record.plain)).then_some(at)
-            })
-            .with_context(|| format!("no record on the link is this {kind}"))
+        let fits = |record: &&Record| record.up == message.up && (least..=most).contains(&record.plain);
+        let times = self.capture.records.iter().filter(fits);
+        let times =
+            times.filter_map(|record| self.capture.packets.get(record.packet).map(|packet| packet.at));
+        let nearest = times.min_by_key(|at| at.abs_diff(message.at));
+        nearest
+            .filter(|at| at.abs_diff(message.at) < SLACK)
+            .with_context(|| format!("no record on the link is this {}", message.kind))
+    }
+
+    /// When each new challenge after `after` was sent, and a little before that; repeats are not new.
+    pub(crate) fn challenges(&self, after: Duration) -> Result<Vec<Duration>> {
+        let mut last = None;
+        let mut starts = Vec::new();
+        let after = self.messages.iter().filter(|message| message.kind == "Challenge" && message.at > after);
+        for message in after {
+            let nonce = message.nonce();
+            if nonce != last {
+                starts.push(self.sent(message)?.saturating_sub(EARLY));
+            }
+            last = nonce;
+        }
+        Ok(starts)
     }
 
     /// Cycles between these cuts, and what a mean one consists of.
@@ -143,10 +164,11 @@ impl Trace {
         part("MQTT", "headers of PUBLISH", around.context("records smaller than their messages")?);
         part("MQTT", "PUBACK, PINGREQ, PINGRESP", acknowledging);
         part("TLS", "record headers and tags", records.len() * RECORD_OVERHEAD);
-        let data: usize = span().map(|packet| packet.payload).sum();
+        let fresh = || span().filter(|packet| !packet.again);
+        let data: usize = fresh().map(|packet| packet.payload).sum();
         ensure!(data >= plain + records.len() * RECORD_OVERHEAD, "records larger than their packets");
         part("TLS", "other records", data - plain - records.len() * RECORD_OVERHEAD);
-        let carrying = span().filter(|packet| packet.payload > 0);
+        let carrying = fresh().filter(|packet| packet.payload > 0);
         part(
             "TCP/IP",
             "headers of packets with data",
@@ -154,6 +176,8 @@ impl Trace {
         );
         let empty = span().filter(|packet| packet.payload == 0);
         part("TCP/IP", "packets that only acknowledge", empty.map(|packet| packet.bytes).sum());
+        let again = span().filter(|packet| packet.again);
+        part("TCP/IP", "packets sent again", again.map(|packet| packet.bytes).sum());
         ensure!(published >= cycles.len(), "fewer messages than spans");
         parts.retain(|part| part.bytes > 0.0);
         Ok(Steady {

@@ -42,10 +42,9 @@ pub(crate) fn with_reference(name: &'static str, line: &'static str, entries: us
     let mut rig = Rig::build(plan)?;
     let begun = rig.begin()?;
     rig.await_challenges(begun.passed, 1)?;
-    let starts = rig.challenges_after(begun.attesting)?;
     let size = fs::metadata(&reference)?.len();
     let trace = rig.finish()?;
-    let first = begun.phases(&trace, &starts)?.first;
+    let first = begun.phases(&trace)?.first;
     let note = format!("a reference of {size} bytes, one in {DIFFERS} entries unknown to it");
     let spent = Spent { table: FIRST, column: name, mean: first.clone() };
     Ok(Outcome::Measured(vec![Figure::new(line, first.bytes, note)], vec![spent]))

@@ -18,6 +18,7 @@ use keylime_mqtt_tests::world::{World, WorldSettings};
 use nix::time::clock_getcpuclockid;
 use nix::unistd::Pid;
 use rand::Rng;
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -27,9 +28,6 @@ pub(crate) const NO_PINGS: u16 = 1160;
 
 /// Longer than the first attestation of the largest log takes.
 const PATIENCE: Duration = Duration::from_secs(600);
-
-/// A broker passes a message on to observer and device within this; nothing is on the link before a challenge.
-const EARLY: Duration = Duration::from_millis(50);
 
 /// After a result the last acknowledgements pass (Linux delays them by 40 to 200 ms), and nothing else.
 pub(crate) const CALM: Duration = Duration::from_millis(400);
@@ -158,30 +156,20 @@ impl Rig {
         })
     }
 
-    /// When each new challenge after `after` was sent; repeats are not new.
-    pub(crate) fn challenges_after(&self, after: Duration) -> Result<Vec<Duration>> {
+    /// Waits until that many challenges, not counting repeats, came after `after`.
+    pub(crate) fn await_challenges(&self, after: Duration, count: usize) -> Result<()> {
         let challenge = format!("/{}/challenge", self.device.id());
-        let challenges = self.world.observer()?.collect_from(0, |seen| {
-            let ours = seen.topic.ends_with(&challenge) && self.clock(seen.at) > after;
-            let message = ours.then(|| Message::read(self.clock(seen.at), &seen.topic, seen.payload.clone()));
-            message.flatten().filter(|message| message.kind == "Challenge")
-        });
-        let mut last = None;
-        let mut starts = Vec::new();
-        for message in challenges {
-            let nonce = message.nonce();
-            if nonce != last {
-                starts.push(message.at.saturating_sub(EARLY));
-            }
-            last = nonce;
-        }
-        Ok(starts)
-    }
-
-    /// Waits until that many new challenges came after `after`; when each was sent.
-    pub(crate) fn await_challenges(&self, after: Duration, count: usize) -> Result<Vec<Duration>> {
         within(PATIENCE, "a challenge", &self.world.scratch.logs(), || {
-            Ok(Some(self.challenges_after(after)?).filter(|starts| starts.len() >= count))
+            let challenges = self.world.observer()?.collect_from(0, |seen| {
+                let (at, ours) = (self.clock(seen.at), seen.topic.ends_with(&challenge));
+                (ours && at > after).then(|| Message::read(at, &seen.topic, seen.payload.clone())).flatten()
+            });
+            let nonces: BTreeSet<_> = challenges
+                .iter()
+                .filter(|message| message.kind == "Challenge")
+                .filter_map(Message::nonce)
+                .collect();
+            Ok((nonces.len() >= count).then_some(()))
         })
     }
 
@@ -218,7 +206,7 @@ impl Rig {
         cpu(self.world.bridge.process()?.pid())
     }
 
-    /// The agent's memory in bytes: VmRSS, VmHWM (proc(5)).
+    /// The agent's memory in bytes: its peak (VmHWM), and what of it now is its own (RssAnon). See proc(5).
     pub(crate) fn agent_memory(&mut self) -> Result<(u64, u64)> {
         let status = fs::read_to_string(format!("/proc/{}/status", self.device.agent()?.pid()))?;
         ensure!(status.starts_with("Name:\tkeylime-mqtt"), "the launcher did not become the agent: {status}");
@@ -226,7 +214,7 @@ impl Rig {
             let line = status.lines().find_map(|line| line.strip_prefix(name)).context("no such field")?;
             Ok(line.trim_end_matches("kB").trim().parse::<u64>()? * 1024)
         };
-        Ok((field("VmRSS:")?, field("VmHWM:")?))
+        Ok((field("VmHWM:")?, field("RssAnon:")?))
     }
 }
 

@@ -86,6 +86,10 @@ fn wakes(trace: &Trace, from: Duration) -> Result<Vec<Wake>> {
     let mut wakes = Vec::new();
     for opening in opened {
         let ours = || packets.iter().filter(|packet| packet.port == opening.port && packet.at >= opening.at);
+        // Ports come again.
+        let reopened = ours().find(|packet| packet.syn && packet.up && packet.at > opening.at);
+        let reopened = reopened.map_or(Duration::MAX, |packet| packet.at);
+        let ours = || ours().filter(|packet| packet.at < reopened);
         let closed = ours().map(|packet| packet.at).max().unwrap_or(opening.at) + CALM;
         let mut said = trace.messages.iter().filter(|message| (opening.at..closed).contains(&message.at));
         let evidence = said.clone().any(|message| message.kind == "Evidence");

@@ -153,10 +153,10 @@ impl Rig {
         }
         std::thread::sleep(CALM);
         let after = (self.agent_cpu()?, self.bridge_cpu()?, self.device.swtpm().commands());
-        let mut cuts = self.await_challenges(from, count + 1)?;
-        cuts.truncate(count + 1);
+        self.await_challenges(from, count + 1)?;
         Ok(Cycles {
-            cuts,
+            from,
+            count,
             agent: milliseconds(after.0.saturating_sub(before.0), count),
             bridge: milliseconds(after.1.saturating_sub(before.1), count),
             commands: Statistics::shared(whole(usize::try_from(after.2 - before.2)?), count),
@@ -167,11 +167,20 @@ impl Rig {
 
 /// What cycles cost besides bytes.
 struct Cycles {
-    cuts: Vec<Duration>,
+    from: Duration,
+    count: usize,
     agent: Statistics,
     bridge: Statistics,
     commands: Statistics,
     memory: (u64, u64),
+}
+
+impl Cycles {
+    fn steady(&self, trace: &Trace) -> Result<Steady> {
+        let mut cuts = trace.challenges(self.from)?;
+        cuts.truncate(self.count + 1);
+        trace.steady(&cuts)
+    }
 }
 
 fn milliseconds(total: Duration, count: usize) -> Statistics {
@@ -179,10 +188,10 @@ fn milliseconds(total: Duration, count: usize) -> Statistics {
 }
 
 impl Begun {
-    /// Cut from the trace; `challenges` are the starts of all challenges of the second session.
-    pub(crate) fn phases(&self, trace: &Trace, challenges: &[Duration]) -> Result<Phases> {
-        let next =
-            challenges.iter().find(|cut| **cut > self.passed).context("no challenge after the first PASS")?;
+    /// Cut from the trace.
+    pub(crate) fn phases(&self, trace: &Trace) -> Result<Phases> {
+        let challenges = trace.challenges(self.passed)?;
+        let next = challenges.first().context("no challenge after the first PASS")?;
         trace.phases(self.enrolling, self.attesting, *next)
     }
 }
@@ -191,10 +200,9 @@ fn quote(cycles: usize) -> Result<Outcome> {
     let mut rig = Rig::build(Plan::quote_only("quote"))?;
     let begun = rig.begin()?;
     let ran = rig.cycles(cycles, |_, _| Ok(()))?;
-    let starts = rig.challenges_after(begun.attesting)?;
     let trace = rig.finish()?;
-    let phases = begun.phases(&trace, &starts)?;
-    let steady = trace.steady(&ran.cuts)?;
+    let phases = begun.phases(&trace)?;
+    let steady = ran.steady(&trace)?;
     let figures = vec![
         Figure::new("steady-quote", steady.bytes, direction(&steady)),
         Figure::new("bridge-cpu-quote", ran.bridge, ""),
@@ -215,23 +223,22 @@ fn logs(name: &'static str, entries: usize, cycles: usize) -> Result<Outcome> {
     ));
     let begun = rig.begin()?;
     let ran = rig.cycles(cycles, |_, _| Ok(()))?;
-    let starts = rig.challenges_after(begun.attesting)?;
     let trace = rig.finish()?;
-    let phases = begun.phases(&trace, &starts)?;
-    let steady = trace.steady(&ran.cuts)?;
+    let phases = begun.phases(&trace)?;
+    let steady = ran.steady(&trace)?;
     let [first, cpu, memory] = match entries {
         1_000 => ["first-1000", "cpu-1000", "memory-1000"],
         20_000 => ["first-20000", "cpu-20000", "memory-20000"],
         _ => ["first-100000", "cpu-100000", "memory-100000"],
     };
-    let (now, peak) = ran.memory;
+    let (peak, own) = ran.memory;
     let mut figures = vec![
         Figure::new(first, phases.first.bytes, ""),
         Figure::new(cpu, ran.agent, ""),
         Figure::new(
             memory,
             Statistics::of(&[bytes(peak)?]),
-            format!("the peak; {:.1} MB now", bytes(now)? / 1e6),
+            format!("the peak; {:.1} MB without files", bytes(own)? / 1e6),
         ),
     ];
     match entries {
@@ -264,7 +271,7 @@ fn ten(cycles: usize) -> Result<Outcome> {
         rig.device.run_programs(new)
     })?;
     let trace = rig.finish()?;
-    let steady = trace.steady(&ran.cuts)?;
+    let steady = ran.steady(&trace)?;
     let figures = vec![Figure::new("steady-ten", steady.bytes, direction(&steady))];
     Ok(Outcome::Measured(figures, vec![Spent { table: CYCLES, column: "ten", mean: steady }]))
 }
