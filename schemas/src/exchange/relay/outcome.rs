@@ -9,8 +9,8 @@ use super::port::{ImaState, Offer, Standing, Status};
 use super::{Delivery, Relay, Report, TIMEOUT_INTERVALS, Time, doubled, whole_seconds};
 use crate::messages::{Accepted, Digest, LaterReason, Outcome, Question, Verdict};
 
-/// Keylime judges on the connection that brought the evidence, most often within 0.1 s.
-const FIRST_READ: Duration = Duration::from_millis(100);
+/// Keylime judges on the connection that brought the evidence, most often within 0.2 s: each look before that is a request for nothing.
+const FIRST_READ: Duration = Duration::from_millis(200);
 /// A large policy takes a second or two.
 const SLOWEST_READ: Duration = Duration::from_secs(2);
 /// After that the verdict is left open until the next attestation.
