@@ -5,7 +5,7 @@ use crate::logs::{Gateway, Policies};
 use crate::world::World;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
-use keylime_mqtt_schemas::messages::{LogKind, Question, Quote, Up, Verdict};
+use keylime_mqtt_schemas::messages::{Evidence, LogKind, Question, Quote, Up, Verdict};
 
 fn submissions(world: &World) -> usize {
     world.requests_like("PATCH /v3.0/agents")
@@ -100,4 +100,55 @@ async fn lines_that_say_more_than_pcr_10_covers_are_submitted_once_the_device_ha
     gateway.says(&world, gateway.statement(&challenge.nonce, &evidence, 0)).await;
     world.result(&gateway.device.id, Verdict::Pass).await;
     assert_eq!(keylime.log("ima_log").into_bytes(), gateway.ima.unwrap());
+}
+
+#[tokio::test]
+async fn lines_that_a_broker_takes_out_after_a_restart_of_the_bridge_never_lack_at_the_verifier() {
+    let (world, keylime) = Policies::world(&[]).await;
+    let mut gateway = Gateway::new();
+    gateway.passes(&world).await;
+    let id = gateway.device.id.clone();
+    // without the memory of where the log stood
+    let second = world.next_bridge();
+    drop(world);
+    let news: String = (0..2).map(|n| ima_line(&format!("/usr/bin/new {n}"))).collect();
+    news.split_inclusive('\n').for_each(|line| gateway.measures(line));
+    gateway.arrives(&second).await;
+    let before = submissions(&second);
+    let mut stated = 0;
+    let mut lies = true;
+    let mut sent = None;
+    while submissions(&second) == before {
+        let asked = second.question(&id, "a question", Some);
+        match asked.await {
+            Question::Need(need) => {
+                for blob in gateway.part(&need) {
+                    gateway.says(&second, Up::Blob(blob)).await;
+                }
+            }
+            Question::Challenge(challenge) => {
+                let honest = gateway.evidence(&challenge);
+                let ima = honest.ima.clone().filter(|_| !lies);
+                gateway.says(&second, Up::Evidence(Evidence { ima, ..honest.clone() })).await;
+                sent = Some((challenge, honest));
+            }
+            Question::State(_) => {
+                let (challenge, honest) = sent.as_ref().unwrap();
+                let from = usize::try_from(challenge.ima_offset.unwrap()).unwrap();
+                gateway.says(&second, gateway.statement(&challenge.nonce, honest, from)).await;
+                stated += 1;
+                if !lies {
+                    break;
+                }
+                assert_eq!(submissions(&second), before);
+            }
+            _ => {
+                lies = false;
+                gateway.says_ready(&second).await;
+            }
+        }
+    }
+    assert!(!lies && stated == 3, "stated {stated} times");
+    second.result(&id, Verdict::Pass).await;
+    assert_eq!(keylime.log("ima_log"), news);
 }
