@@ -11,16 +11,21 @@ pub(crate) struct RetryProxy {
     plan: Arc<Mutex<(u32, u32)>>,
 }
 
+/// As a TPM's TCTI wants them: commands on a port, control on the one after it.
+pub(crate) fn listeners() -> (TcpListener, TcpListener, u16) {
+    loop {
+        let port: u16 = rand::random_range(10_000..32_000);
+        if let (Ok(data), Ok(control)) =
+            (TcpListener::bind(("127.0.0.1", port)), TcpListener::bind(("127.0.0.1", port + 1)))
+        {
+            return (data, control, port);
+        }
+    }
+}
+
 impl RetryProxy {
     pub(crate) fn before(tpm: u16) -> Self {
-        let (data, control, port) = loop {
-            let port: u16 = rand::random_range(10_000..32_000);
-            if let (Ok(data), Ok(control)) =
-                (TcpListener::bind(("127.0.0.1", port)), TcpListener::bind(("127.0.0.1", port + 1)))
-            {
-                break (data, control, port);
-            }
-        };
+        let (data, control, port) = listeners();
         let plan = Arc::new(Mutex::new((0, 0)));
         let shared = Arc::clone(&plan);
         thread::spawn(move || {

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::io::Write;
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::sync::{Arc, Mutex};
 use std::thread;
 
@@ -25,14 +25,7 @@ pub(crate) struct SharedTpm {
 
 impl SharedTpm {
     pub(crate) fn before(tpm: u16) -> Self {
-        let (data, control, port) = loop {
-            let port: u16 = rand::random_range(10_000..32_000);
-            if let (Ok(data), Ok(control)) =
-                (TcpListener::bind(("127.0.0.1", port)), TcpListener::bind(("127.0.0.1", port + 1)))
-            {
-                break (data, control, port);
-            }
-        };
+        let (data, control, port) = crate::retry_proxy::listeners();
         let shared = Self {
             port,
             tpm: Arc::new(Mutex::new(TcpStream::connect(("127.0.0.1", tpm)).unwrap())),
