@@ -10,7 +10,8 @@
 //! - The future of `EventLoop::poll` is never dropped halfway unless the connection is given up with it: a
 //!   message may be filed as sent and not yet written.
 //! - The event loop holds a bounded number of letters. However the connection ends, those it has not seen acknowledged
-//!   go back to the front of the outbox, in order, and messages it had read already are still delivered.
+//!   go back to the front of the outbox, in order, and what it had read already still counts: messages are delivered,
+//!   and a SUBACK that came in one read with what ended the connection still says that there was one.
 
 use std::time::Duration;
 
@@ -332,13 +333,13 @@ impl<'a> Connection<'a> {
         self.counters.dropped();
     }
 
-    /// Takes back what rumqttc owes. Its own `pending.clear()` on a new session would lose all of it.
+    /// Hears what was read and takes back what rumqttc owes. Its own `pending.clear()` on a new session would lose all of it.
     async fn salvage(&mut self) {
         self.eventloop.clean();
         let read_already: Vec<Event> = self.eventloop.state.events.drain(..).collect();
         for event in read_already {
-            if let Event::Incoming(Packet::Publish(publish)) = event {
-                self.deliver(publish).await;
+            if let Err(second) = self.take(event).await {
+                debug!(%second, "the connection had one more reason to end");
             }
         }
         let mut owed: Vec<Letter> = self

@@ -68,6 +68,19 @@ impl Client {
         .await
     }
 
+    /// The reason of the next loss, of a connection that may not have lived long enough to be announced: a broker sends
+    /// a retained message before or after its SUBACK, as it likes.
+    pub(crate) async fn loss_after_connecting(&mut self) -> String {
+        within_patience(async {
+            loop {
+                if let LinkEvent::Disconnected { reason } = self.next().await {
+                    return reason;
+                }
+            }
+        })
+        .await
+    }
+
     /// The next message, whatever happens to the connection meanwhile.
     pub(crate) async fn message(&mut self) -> (String, Vec<u8>) {
         within_patience(self.next_message()).await

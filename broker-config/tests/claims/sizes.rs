@@ -48,8 +48,8 @@ async fn a_message_too_large_even_to_skip_is_said_so_and_not_fetched_again_at_on
     let relay = Relay::to(broker.port);
     retain_five_million_bytes(&pki, broker.port);
     let patient = pki.client("client", relay.port, "reconnect_longest_seconds = 3600");
-    let mut client = Client::connected(patient, "client", &["t"]).await;
-    let reason = client.loss().await;
+    let mut client = Client::start(patient, "client", &["t"]);
+    let reason = client.loss_after_connecting().await;
     assert!(reason.contains("retained") && reason.contains("50000"), "{reason}");
     // any other loss is followed by an attempt within reconnect_first_seconds, which is 1; here nothing can be
     // awaited, for nothing happens
