@@ -126,13 +126,11 @@ pub async fn run(config: &Config, mode: Mode) -> Result<Ending, RunError> {
     check_files(config)?;
     let store = Store::open(&config.state_dir)?;
     let mut stop = Stop::listen()?;
-    let tpm = tokio::select! {
-        tpm = start_tpm(config, &store) => tpm?,
+    let (tpm, identity) = tokio::select! {
+        ready = ready_tpm(config, &store) => ready?,
         () = stop.asked() => return Ok(Ending::Stopped),
         () = reached(deadline) => return Ok(Ending::NoTpm),
     };
-    let identity = tpm.identity().await?;
-    tpm.pcrs(u32::from(PcrMask::ALL)).await?;
     let id = agent_id(config, &identity)?;
     tracing::info!(
         %id,
@@ -185,6 +183,14 @@ pub fn agent_id(config: &Config, identity: &Identity) -> Result<AgentId, ConfigE
             hash.parse().map_err(|source| ConfigError::Id { id: hash.clone(), source })
         }
     }
+}
+
+/// A TPM that has said who it is, and whose PCRs are known.
+async fn ready_tpm(config: &Config, store: &Store) -> Result<(Tpm, Identity), TpmError> {
+    let tpm = start_tpm(config, store).await?;
+    let identity = tpm.identity().await?;
+    tpm.pcrs(u32::from(PcrMask::ALL)).await?;
+    Ok((tpm, identity))
 }
 
 /// A TPM that is not there yet, or busy, is waited for. What only the operator can mend is an error, and so is a TPM that

@@ -30,6 +30,9 @@ const LOOK_AFTER_TPM: Duration = Duration::from_secs(10);
 /// So many unanswered introductions are worth an operator's look: with the usual waits, some ten minutes.
 const LONG_UNANSWERED: u32 = 6;
 
+/// A TPM busy with one request for longer is why there was no answer: commands of ours take well below a second.
+const SLOW_COMMAND: Duration = Duration::from_secs(2);
+
 /// Everything one run needs.
 pub(super) struct Session {
     id: AgentId,
@@ -312,6 +315,9 @@ impl Session {
     }
 
     fn at_the_deadline(&self) -> Ending {
+        if self.tpm.busy_for().is_some_and(|busy| busy > SLOW_COMMAND) {
+            return Ending::NoTpm;
+        }
         self.told_to_wait.map_or(Ending::Unanswered, Ending::ToldToWait)
     }
 

@@ -223,6 +223,21 @@ async fn a_single_run_without_a_tpm_says_so_at_its_deadline() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_single_run_whose_tpm_hangs_says_so_at_its_deadline() {
+    let (site, swtpm) = (Site::new(), Swtpm::new());
+    site.configure(&swtpm.tcti(), "");
+    let mut bridge = site.bridge().await;
+    let agent = site.agent(&["run", "--once", "--deadline", "15"]);
+    enrol(&site, &mut bridge).await;
+    swtpm.hang();
+    bridge.say(Question::Prove(Prove { nonce: Nonce::from([1; 16]) }));
+    let (status, log) = agent.end();
+    assert_eq!(status.code(), Some(15), "{log}");
+    assert!(!log.contains("no bridge has answered"), "the bridge is not at fault: {log}");
+    swtpm.resume();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_agent_started_before_its_tpm_waits_for_it() {
     let (site, mut swtpm) = (Site::new(), Swtpm::new());
     site.configure(&swtpm.tcti(), "");

@@ -20,4 +20,5 @@ mod lean;
 mod lies;
 mod logs;
 mod review;
+mod unanswered;
 mod world;

@@ -147,12 +147,30 @@ impl Attester {
 
     /// Acts on the time that has come.
     pub fn handle_timeout(&mut self, now: Time) {
-        if self.poll_timeout().is_some_and(|at| at <= now) {
-            if let Stance::Introduced { attempt, .. } = self.stance {
-                self.report(Report::Unanswered(attempt));
-            }
-            self.introduce(now);
+        if self.poll_timeout().is_none_or(|at| at > now) {
+            return;
         }
+        match self.stance {
+            // the TPM has not made it yet, so there was nothing to answer
+            Stance::Introduced { attempt, .. } if self.is_describing_itself() => {
+                self.stance = Stance::Introduced { attempt, retry_at: self.retry_at(attempt, now) };
+            }
+            Stance::Introduced { attempt, .. } => {
+                self.report(Report::Unanswered(attempt));
+                self.introduce(now);
+            }
+            _ => self.introduce(now),
+        }
+    }
+
+    fn is_describing_itself(&self) -> bool {
+        let mut jobs = self.working.iter().chain(&self.queue);
+        jobs.any(|job| matches!(job.work, Work::Introduce | Work::Describe))
+    }
+
+    fn retry_at(&mut self, attempt: u32, now: Time) -> Time {
+        let wait = doubled(self.settings.first_retry, attempt - 1, self.settings.retry_cap);
+        now + self.jitter.upper_half(wait)
     }
 
     /// Says `Enrol` or `Ready` as soon as the TPM has made it; again and again until answered.
@@ -162,8 +180,7 @@ impl Attester {
             return;
         }
         let attempt = if let Stance::Introduced { attempt, .. } = self.stance { attempt + 1 } else { 1 };
-        let wait = doubled(self.settings.first_retry, attempt - 1, self.settings.retry_cap);
-        self.stance = Stance::Introduced { attempt, retry_at: now + self.jitter.upper_half(wait) };
+        self.stance = Stance::Introduced { attempt, retry_at: self.retry_at(attempt, now) };
         let work = if self.enrolled { Work::Describe } else { Work::Introduce };
         self.enqueue(work, None, None);
     }
