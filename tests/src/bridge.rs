@@ -57,6 +57,11 @@ impl Bridge {
         self.write_configuration()
     }
 
+    /// How it reaches the broker.
+    pub fn broker_access(&self) -> &BrokerAccess {
+        &self.settings.broker
+    }
+
     /// Has it log all it can, from its next start on.
     pub fn log_everything(&mut self) {
         self.verbosity = "trace";

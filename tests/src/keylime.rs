@@ -106,6 +106,11 @@ impl Keylime {
         format!("https://127.0.0.1:{}", self.ports().verifier)
     }
 
+    /// Port of the verifier.
+    pub fn verifier_port(&self) -> u16 {
+        self.ports().verifier
+    }
+
     /// `https://…` of the registrar.
     pub fn registrar_url(&self) -> String {
         format!("https://127.0.0.1:{}", self.ports().registrar_tls)

@@ -4,7 +4,7 @@
 //! part could find its port taken by a passing client. A port is claimed by an abstract Unix socket of its
 //! number, which other harness processes see and the kernel releases with this process.
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use rand::Rng;
 use std::net::TcpListener;
 use std::os::linux::net::SocketAddrExt;
@@ -42,4 +42,25 @@ impl Port {
     pub fn number(&self) -> u16 {
         self.number
     }
+}
+
+/// Bytes that clients have sent to this port of the loopback interface and that its server has not read.
+///
+/// proc(5), `/proc/net/tcp`: local address and port, remote ones, state, `tx_queue:rx_queue`, all in hexadecimal.
+pub fn unread_bytes(port: u16) -> Result<u64> {
+    let table = std::fs::read_to_string("/proc/net/tcp")?;
+    let local = format!(":{port:04X}");
+    let mut unread = 0;
+    for line in table.lines().skip(1) {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        let [_, here, _, state, queues, ..] = fields.as_slice() else {
+            bail!("a line of /proc/net/tcp: {line}")
+        };
+        // A listener counts the connections that wait for it there.
+        if here.ends_with(&local) && *state != "0A" {
+            let (_, received) = queues.split_once(':').context("two queues")?;
+            unread += u64::from_str_radix(received, 16)?;
+        }
+    }
+    Ok(unread)
 }

@@ -176,7 +176,18 @@ fn show_identity_prints_the_lines_that_enrol_the_device() -> Result<()> {
     let (id, hash) = line.split_once(" = ").context("an admission line")?;
     world.admit(id, hash)?;
     device.start_agent()?;
-    world.await_registration(&device)
+    world.await_registration(&device)?;
+    // The command as it is printed, with what the operator has to put in.
+    let command =
+        said.lines().map(str::trim).find(|line| line.starts_with("keylime_tenant")).context(said.clone())?;
+    let (command, policy) =
+        command.split_once(" --tpm_policy ").context("a policy for a device without logs")?;
+    let policy =
+        policy.trim_matches('\'').replace("\"7\"", "\"23\"").replace("<sha256 in hex>", &"0".repeat(64));
+    let arguments: Vec<&str> = command.split(' ').skip(1).chain(["--tpm_policy", &policy]).collect();
+    let mark = world.observer()?.mark();
+    world.keylime.tenant(&[&arguments[..], &["-v", "127.0.0.1"]].concat())?;
+    world.verdict_from(mark, &device, Verdict::Pass).map(drop)
 }
 
 #[test]

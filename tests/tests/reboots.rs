@@ -94,6 +94,11 @@ fn all_three_policies_hold_the_device_after_a_reboot_until_it_is_added_again() -
 }
 
 #[test]
+fn all_three_policies_hold_the_device_after_a_power_cut_until_it_is_added_again() -> Result<()> {
+    is_held_until_it_is_added_again(Reboot::PowerCut, DeviceSettings::full()?, &Policies::full())
+}
+
+#[test]
 fn a_bridge_without_memory_holds_a_rebooted_device_too() -> Result<()> {
     let mut world = World::on_mosquitto()?;
     let mut device = world.passing_device("rebooting", DeviceSettings::with_ima(), &Policies::ima())?;

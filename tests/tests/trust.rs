@@ -88,6 +88,47 @@ fn agent_and_bridge_refuse_a_broker_with_an_expired_certificate_or_one_for_anoth
     world.passes_anew(&device).map(drop)
 }
 
+/// What the bridge shows and trusts at the broker is judged as a device's: four ways to be wrong, each undone.
+#[test]
+fn the_bridge_refuses_a_broker_of_another_ca_and_is_refused_without_a_good_certificate() -> Result<()> {
+    let (mut world, mut device) = world_with_device()?;
+    let other = other_ca(&world)?;
+    let foreign = other.issue(BRIDGE, &[])?;
+    let expired = world.pki.issue_with(BRIDGE, &[], Validity::Expired)?;
+    let (good_ca, good) = (world.pki.ca(), world.bridge.broker_access().certificate.clone());
+    device.start_agent()?;
+    for (ca, certificate, words) in [
+        (other.ca(), good.clone(), "was issued by none of the CAs"),
+        (good_ca.clone(), foreign, "refused this client's certificate"),
+        (good_ca.clone(), expired, "refused this client's certificate"),
+    ] {
+        world.bridge.stop()?;
+        world.bridge.reconfigure(|settings| {
+            settings.broker.ca = ca;
+            settings.broker.certificate = certificate;
+        })?;
+        let said_before = world.bridge.log().len();
+        let mark = world.observer()?.mark();
+        world.bridge.start()?;
+        eventually(&format!("the bridge says {words:?}"), &world.scratch.logs(), || {
+            Ok(world.bridge.log().get(said_before..).is_some_and(|new| new.contains(words)).then_some(()))
+        })?;
+        let asked =
+            world.observer()?.collect_from(mark, |seen| seen.topic.ends_with("/challenge").then_some(()));
+        assert!(
+            asked.is_empty(),
+            "the bridge spoke to a broker that it cannot trust, or that cannot trust it"
+        );
+    }
+    world.bridge.stop()?;
+    world.bridge.reconfigure(|settings| {
+        settings.broker.ca = good_ca;
+        settings.broker.certificate = good;
+    })?;
+    world.bridge.start()?;
+    world.passes_anew(&device).map(drop)
+}
+
 fn present(world: &mut World, certificate: Certificate) -> Result<()> {
     world.broker.stop()?;
     world.broker.present(certificate);
@@ -325,6 +366,9 @@ fn the_bridges_name_is_no_device() -> Result<()> {
     world.admit(BRIDGE, device.ek_hash())?;
     let mark = world.observer()?.mark();
     device.start_agent()?;
+    eventually("the impostor is connected", &world.scratch.logs(), || {
+        Ok(device.agent_log().contains("connected to the broker").then_some(()))
+    })?;
     let good = world.passing_device("honest", DeviceSettings::default(), &Policies::quote_only())?;
     let topic = format!("keylime/v1/{BRIDGE}/evidence");
     assert!(world.observer()?.seen().iter().skip(mark).all(|seen| seen.topic != topic));

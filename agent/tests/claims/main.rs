@@ -12,6 +12,7 @@ mod holder;
 mod kernel;
 mod lean;
 mod memory;
+mod ports;
 mod retry_proxy;
 mod run;
 mod shared_tpm;

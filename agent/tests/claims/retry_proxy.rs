@@ -5,6 +5,8 @@ use std::net::{TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
+use crate::ports::PortPair;
+
 pub(crate) struct RetryProxy {
     port: u16,
     /// How many commands are still answered here, and with which response code.
@@ -13,14 +15,9 @@ pub(crate) struct RetryProxy {
 
 /// As a TPM's TCTI wants them: commands on a port, control on the one after it.
 pub(crate) fn listeners() -> (TcpListener, TcpListener, u16) {
-    loop {
-        let port: u16 = rand::random_range(10_000..32_000);
-        if let (Ok(data), Ok(control)) =
-            (TcpListener::bind(("127.0.0.1", port)), TcpListener::bind(("127.0.0.1", port + 1)))
-        {
-            return (data, control, port);
-        }
-    }
+    let ports = PortPair::claim();
+    let listen = |port| TcpListener::bind(("127.0.0.1", port)).unwrap();
+    (listen(ports.first()), listen(ports.first() + 1), ports.first())
 }
 
 impl RetryProxy {

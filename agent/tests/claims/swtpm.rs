@@ -2,7 +2,7 @@
 //! that goes with it, ended when it is dropped.
 
 use std::fs;
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -10,9 +10,11 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use crate::ports::PortPair;
+
 pub(crate) struct Swtpm {
     directory: tempfile::TempDir,
-    port: u16,
+    ports: PortPair,
     process: Child,
 }
 
@@ -32,11 +34,11 @@ impl Swtpm {
     }
 
     pub(crate) fn tcti(&self) -> String {
-        format!("swtpm:host=127.0.0.1,port={}", self.port)
+        format!("swtpm:host=127.0.0.1,port={}", self.port())
     }
 
     pub(crate) fn port(&self) -> u16 {
-        self.port
+        self.ports.first()
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -52,7 +54,7 @@ impl Swtpm {
     /// Power back: a TPM reset.
     pub(crate) fn power_on(&mut self) {
         self.process =
-            start(self.directory.path(), self.port, "clear").expect("swtpm starts again on its ports");
+            start(self.directory.path(), self.port(), "clear").expect("swtpm starts again on its ports");
     }
 
     /// What a system that suspends and wakes again does to its TPM: a TPM resume.
@@ -60,7 +62,7 @@ impl Swtpm {
         self.tool("tpm2_shutdown", &[]);
         self.power_off();
         self.process =
-            start(self.directory.path(), self.port, "state").expect("swtpm starts again on its ports");
+            start(self.directory.path(), self.port(), "state").expect("swtpm starts again on its ports");
     }
 
     /// What an orderly shutdown of the system does to its TPM.
@@ -92,9 +94,9 @@ impl Swtpm {
 
     fn power_on_somewhere(directory: tempfile::TempDir) -> Self {
         for _ in 0..50 {
-            let port = two_free_ports();
-            if let Some(process) = start(directory.path(), port, "clear") {
-                return Self { directory, port, process };
+            let ports = PortPair::claim();
+            if let Some(process) = start(directory.path(), ports.first(), "clear") {
+                return Self { directory, ports, process };
             }
         }
         panic!("no two free ports for swtpm");
@@ -148,19 +150,6 @@ fn manufacture(base: &Path) {
         .output()
         .unwrap();
     assert!(output.status.success(), "swtpm_setup: {}", String::from_utf8_lossy(&output.stdout));
-}
-
-/// Data and control port; the swtpm TCTI wants the second right above the first. Below the range from which the kernel
-/// gives ports to outgoing connections.
-fn two_free_ports() -> u16 {
-    loop {
-        let port = rand::random_range(10_000..32_000);
-        if TcpListener::bind(("127.0.0.1", port)).is_ok()
-            && TcpListener::bind(("127.0.0.1", port + 1)).is_ok()
-        {
-            return port;
-        }
-    }
 }
 
 /// `None` when somebody else took a port first: swtpm then ends at once.
