@@ -260,3 +260,39 @@ impl Device {
 fn pause(doublings: u32) {
     thread::sleep(PAUSE.saturating_mul(1 << doublings.min(16)).min(LONGEST_PAUSE));
 }
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::CString;
+
+    use super::*;
+
+    #[test]
+    fn every_way_to_a_tpm_is_read_as_the_tpm_library_will_get_it() {
+        for (configured, handed_on) in [
+            ("device:/dev/tpmrm0", "device:/dev/tpmrm0"),
+            ("swtpm:host=127.0.0.1,port=2322", "swtpm:host=127.0.0.1,port=2322"),
+            ("swtpm:port=2322", "swtpm:host=localhost,port=2322"),
+            ("mssim:port=2322,host=tpm-1.example", "mssim:host=tpm-1.example,port=2322"),
+            ("swtpm", "swtpm:host=localhost,port=2321"),
+            (
+                "tabrmd:bus_name=com.example.Tabrmd2,bus_type=session",
+                "tabrmd:bus_name=com.example.Tabrmd2,bus_type=session",
+            ),
+        ] {
+            let read = CString::try_from(parse_tcti(configured).unwrap()).unwrap();
+            assert_eq!(read.to_str().unwrap(), handed_on, "{configured}");
+        }
+        for wrong in [
+            "",
+            "tpm0",
+            "/dev/tpmrm0",
+            "swtpm:port=x",
+            "swtpm:port=99999",
+            "tabrmd:bus_name=no dots",
+            "devices:x",
+        ] {
+            assert!(matches!(parse_tcti(wrong), Err(TpmError::BadTcti { .. })), "{wrong}");
+        }
+    }
+}
