@@ -4,7 +4,8 @@ use clap::Parser as _;
 use keylime_mqtt_bridge::Cli;
 use std::process::ExitCode;
 
-#[tokio::main]
+/// On one thread: what a message costs is mostly the waking of another. What computes for long goes to threads of its own.
+#[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
     match Cli::parse().execute().await {
         Ok(()) => ExitCode::SUCCESS,

@@ -298,8 +298,8 @@ impl Services {
         };
         let ima = text.map(|text| ImaSegment { count: text.matches('\n').count() as u64, text });
         let uefi = match &restored.uefi {
-            Some(digest) => match self.uefi_log(digest, memory).await {
-                Some(log) => Some(log.base64()),
+            Some(digest) => match self.uefi_log(digest, memory).await.and_then(|log| log.text()) {
+                Some(text) => Some(text),
                 // pushed out of the cache: a new challenge, and the log once more
                 None => return Submitted::Unavailable(Unavailable { retry_after: None }),
             },

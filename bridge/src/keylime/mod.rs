@@ -26,7 +26,7 @@ pub use endpoint::{EndpointError, EndpointSettings};
 pub use registrar::{Activation, Registrar, Registration};
 pub use session::{OpenedSession, Proved, SessionOpening};
 pub use status::{AttestationStatus, Status, StatusOutcome};
-pub use submission::{EvidenceBody, ImaSegment, Submission};
+pub use submission::{EvidenceBody, ImaSegment, Submission, UefiText};
 pub use token::{SessionToken, TokenError};
 pub use trust::{TrustError, trust_from_ca_file};
 pub use unavailable::{Reason, Unavailable};

@@ -17,10 +17,13 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use reqwest::Method;
 use serde::{Deserialize, Serialize};
+use serde_json::value::{RawValue, to_raw_value};
 use std::sync::Arc;
 
 /// Room for a quote, its PCRs and the names of all members
 const QUOTE_ROOM: usize = 8 * 1024;
+/// From here on writing the body takes long enough, milliseconds, to leave it to another thread, bytes
+const LONG: usize = 256 * 1024;
 /// Kept of an echo: `meta` and what Keylime puts after it have some hundred bytes, errors some thousand
 const ECHO_TAIL: usize = 16 * 1024;
 /// Longest wait believed until the next attestation, seconds
@@ -37,8 +40,22 @@ pub struct EvidenceBody {
     pub pcr_blob: Vec<u8>,
     /// IMA entries from the requested offset
     pub ima: Option<ImaSegment>,
-    /// The whole UEFI log in base64, which is the same every time
-    pub uefi: Option<Arc<str>>,
+    /// The whole UEFI log
+    pub uefi: Option<UefiText>,
+}
+
+/// A UEFI log as Keylime's JSON has it, in base64
+///
+/// It is the same every time, so it is made once, quotation marks included: to look each time for what has to be escaped, where nothing ever has, was
+/// a quarter of all that the bridge computed for an attestation.
+#[derive(Debug, Clone)]
+pub struct UefiText(Arc<RawValue>);
+
+impl UefiText {
+    /// `None` only if base64 were no JSON string
+    pub fn of(log: &[u8]) -> Option<Self> {
+        Some(Self(to_raw_value(&BASE64.encode(log)).ok()?.into()))
+    }
 }
 
 /// Entries of an IMA log
@@ -93,7 +110,7 @@ struct Item<'a> {
 #[serde(untagged)]
 enum Data<'a> {
     Quote { message: String, signature: String, subject_data: String },
-    Uefi { entries: &'a str },
+    Uefi { entries: &'a RawValue },
     // as text: base64 would be taken for bytes and make the verifier fail
     Ima { entry_count: u64, entries: &'a str },
 }
@@ -113,15 +130,12 @@ impl Verifier {
         evidence: EvidenceBody,
         order: &[EvidenceType],
     ) -> Submission {
-        let Some(items) = order.iter().map(|kind| item_of(*kind, &evidence)).collect::<Option<Vec<_>>>()
-        else {
+        if !order.iter().all(|kind| evidence.has(*kind)) {
             return Submission::Invalid { detail: "a requested log is missing".to_owned() };
-        };
-        let Some(body) = body_of(items, &evidence) else {
+        }
+        let Some(body) = write_body(evidence, order).await else {
             return Submission::Unavailable(self.endpoint.unavailable(Reason::Garbage));
         };
-        // a log of many entries is held once while the verifier judges it
-        drop(evidence);
         let mut answer = match self.patch_evidence(id, token, index, body).await {
             Ok(answer) => answer,
             Err(unavailable) => return Submission::Unavailable(unavailable),
@@ -176,15 +190,40 @@ impl Verifier {
     }
 }
 
-fn body_of(items: Vec<Item<'_>>, evidence: &EvidenceBody) -> Option<Vec<u8>> {
-    let uefi = evidence.uefi.as_ref().map_or(0, |log| log.len());
-    // each line feed becomes two characters
-    let lines = |ima: &ImaSegment| ima.text.len() + usize::try_from(ima.count).unwrap_or(0);
-    let ima = evidence.ima.as_ref().map_or(0, lines);
-    let mut body = Vec::with_capacity(uefi + ima + QUOTE_ROOM);
+/// The evidence goes with it: a log of many entries is held once while the verifier judges it
+async fn write_body(evidence: EvidenceBody, order: &[EvidenceType]) -> Option<Vec<u8>> {
+    if evidence.log_bytes() < LONG {
+        return body_of(&evidence, order);
+    }
+    let order = order.to_vec();
+    tokio::task::spawn_blocking(move || body_of(&evidence, &order)).await.ok()?
+}
+
+fn body_of(evidence: &EvidenceBody, order: &[EvidenceType]) -> Option<Vec<u8>> {
+    let items = order.iter().map(|kind| item_of(*kind, evidence)).collect::<Option<_>>()?;
+    let mut body = Vec::with_capacity(evidence.log_bytes() + QUOTE_ROOM);
     let document = Document::new("attestation", None, Collected { evidence_collected: items });
     serde_json::to_writer(&mut body, &document).ok()?;
     Some(body)
+}
+
+impl EvidenceBody {
+    /// Whether it holds what the verifier asked for
+    fn has(&self, kind: EvidenceType) -> bool {
+        match kind {
+            EvidenceType::TpmQuote => true,
+            EvidenceType::UefiLog => self.uefi.is_some(),
+            EvidenceType::ImaLog => self.ima.is_some(),
+        }
+    }
+
+    /// What the logs take in JSON
+    fn log_bytes(&self) -> usize {
+        let uefi = self.uefi.as_ref().map_or(0, |log| log.0.get().len());
+        // each line feed becomes two characters
+        let lines = |ima: &ImaSegment| ima.text.len() + usize::try_from(ima.count).unwrap_or(0);
+        uefi + self.ima.as_ref().map_or(0, lines)
+    }
 }
 
 fn item_of(kind: EvidenceType, evidence: &EvidenceBody) -> Option<Item<'_>> {
@@ -195,7 +234,7 @@ fn item_of(kind: EvidenceType, evidence: &EvidenceBody) -> Option<Item<'_>> {
             let subject_data = BASE64.encode(&evidence.pcr_blob);
             ("certification", Data::Quote { message, signature, subject_data })
         }
-        EvidenceType::UefiLog => ("log", Data::Uefi { entries: evidence.uefi.as_deref()? }),
+        EvidenceType::UefiLog => ("log", Data::Uefi { entries: &evidence.uefi.as_ref()?.0 }),
         EvidenceType::ImaLog => {
             let ima = evidence.ima.as_ref()?;
             ("log", Data::Ima { entry_count: ima.count, entries: &ima.text })

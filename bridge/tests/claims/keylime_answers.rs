@@ -4,8 +4,8 @@ use crate::fixtures::{base64, bytes, json};
 use crate::scripted::{Play, Scripted, answer, error};
 use keylime_mqtt_bridge::keylime::{
     Activation, AttestationStatus, Capabilities, EvidenceBody, EvidenceType, ImaSegment, Offered, Proved,
-    Reason, Registrar, Registration, SessionOpening, SessionToken, StatusOutcome, Submission, Unavailable,
-    Verifier, trust_from_ca_file,
+    Reason, Registrar, Registration, SessionOpening, SessionToken, StatusOutcome, Submission, UefiText,
+    Unavailable, Verifier, trust_from_ca_file,
 };
 use std::time::Duration;
 use zeroize::Zeroizing;
@@ -39,7 +39,7 @@ fn evidence() -> EvidenceBody {
         signature: base64(&quote["signature"]),
         pcr_blob: base64(&quote["subject_data"]),
         ima: Some(ImaSegment { count: 1, text: "10 00 ima-ng sha256:00 boot_aggregate\n".to_owned() }),
-        uefi: Some("AQID".into()),
+        uefi: UefiText::of(&[1, 2, 3]),
     }
 }
 

@@ -12,9 +12,8 @@ mod disk;
 
 pub(super) use disk::Disk;
 
+use crate::keylime::UefiText;
 use crate::restore::Replayed;
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD as BASE64;
 use keylime_mqtt_schemas::messages::Digest;
 use moka::sync::Cache;
 use std::sync::{Arc, OnceLock};
@@ -32,18 +31,18 @@ const WEIGHT: usize = 3;
 #[derive(Debug)]
 pub(super) struct UefiLog {
     bytes: Vec<u8>,
-    base64: OnceLock<Arc<str>>,
+    text: OnceLock<Option<UefiText>>,
     replayed: OnceLock<Replayed>,
 }
 
 impl UefiLog {
     fn new(bytes: Vec<u8>) -> Self {
-        Self { bytes, base64: OnceLock::new(), replayed: OnceLock::new() }
+        Self { bytes, text: OnceLock::new(), replayed: OnceLock::new() }
     }
 
     /// As the verifier wants it
-    pub(super) fn base64(&self) -> Arc<str> {
-        Arc::clone(self.base64.get_or_init(|| BASE64.encode(&self.bytes).into()))
+    pub(super) fn text(&self) -> Option<UefiText> {
+        self.text.get_or_init(|| UefiText::of(&self.bytes)).clone()
     }
 
     /// Where it leads
