@@ -223,7 +223,7 @@ impl<'a> Connection<'a> {
                     Err(loss) => Err(loss),
                 },
                 () = outbox.filled(), if held_by.is_none() => {}
-                () = held_until(&held_by), if held_by.is_some() => {}
+                () = held_until(held_by), if held_by.is_some() => {}
                 () = renewal.becomes_due(), if parting.is_none() && !renewing => {}
                 wish = stop.next_wish() => match wish {
                     Wish::Asked => {}

@@ -18,6 +18,7 @@ pub(crate) const CHANNEL: usize = 8;
 const MOST_HANDED: usize = CHANNEL - 1;
 
 /// Why what is queued does not go to rumqttc yet.
+#[derive(Debug, Clone, Copy)]
 pub(crate) enum Held {
     /// The connection is to end.
     Leaving,
@@ -28,9 +29,9 @@ pub(crate) enum Held {
 }
 
 /// Ends when the pace lets the next letter go, and never for any other reason.
-pub(crate) async fn held_until(held: &Option<Held>) {
+pub(crate) async fn held_until(held: Option<Held>) {
     match held {
-        Some(Held::Until(at)) => sleep_until(*at).await,
+        Some(Held::Until(at)) => sleep_until(at).await,
         _ => std::future::pending().await,
     }
 }

@@ -101,7 +101,7 @@ impl BrokerAccess {
         let Self { host, port, ca, certificate, more } = self;
         // what is said otherwise stays as it is said: TOML takes no key twice
         let key = |line: &&str| line.split(" =").next().is_some_and(|key| !more.contains(key));
-        let quick: String = QUICK.lines().filter(key).map(|line| format!("{line}\n")).collect();
+        let quick = QUICK.lines().filter(key).collect::<Vec<_>>().join("\n") + "\n";
         format!(
             "\n[broker]\nhost = \"{host}\"\nport = {port}\nca_file = \"{}\"\ncert_file = \"{}\"\nkey_file = \"{}\"\n\
              {}{more}",
