@@ -15,26 +15,26 @@
 
 use std::time::Duration;
 
-use rumqttc::{AsyncClient, ClientError, Connect, Event, Outgoing, Packet, Publish, Request};
+use rumqttc::{AsyncClient, Connect, Event, Outgoing, Packet, Publish, Request};
 use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{debug, info, warn};
 
 use crate::{
     driver::{Stop, Wish},
     eventloop::EventLoop,
+    ledger::Ledger,
     limits::{IN_FLIGHT, Limits},
     link::{Counters, Letter, LinkEvent, Qos},
     loss::Loss,
+    outgoing::{CHANNEL, Held, hand_over, held_until},
+    pace::Pace,
+    packet_limit::PacketLimit,
     path::{Milestone, Route},
     queue::{Queue, Refused, Weigh},
     renewal::{Reason, Renewal},
     subscriptions::Subscriptions,
 };
 
-/// Letters inside rumqttc's channel: enough to keep it busy, few to carry back.
-const CHANNEL: usize = 8;
-/// One place in the channel stays free for DISCONNECT.
-const MOST_HANDED: usize = CHANNEL - 1;
 /// A reader that falls behind holds up the broker (TCP pushes back) for this long, once; then messages are
 /// dropped, because a connection that is not polled neither pings nor sends.
 const READER_PATIENCE: Duration = Duration::from_secs(2);
@@ -49,6 +49,8 @@ pub(crate) enum Ended {
         loss: Loss,
         /// Since CONNACK, if it came.
         lived: Option<Duration>,
+        /// The size of the packet over which the broker may have closed the connection.
+        suspect: Option<usize>,
     },
 }
 
@@ -58,6 +60,8 @@ pub(crate) struct Connection<'a> {
     outbox: &'a Queue<Letter>,
     inbox: &'a Queue<LinkEvent>,
     counters: &'a Counters,
+    packets: &'a PacketLimit,
+    pace: Pace,
     client: AsyncClient,
     ledger: Ledger,
     subscriptions: Subscriptions,
@@ -68,45 +72,6 @@ pub(crate) struct Connection<'a> {
     eventloop: EventLoop,
 }
 
-/// What rumqttc holds, counted from its events.
-#[derive(Debug, Default)]
-struct Ledger {
-    /// In the channel or held as a collision: not yet written.
-    handed: usize,
-    /// Messages of QoS 1 handed over, and SUBSCRIBEs, that were not acknowledged.
-    unacknowledged: usize,
-    /// When the acknowledgement that is due began to be due.
-    waiting_since: Option<Instant>,
-}
-
-impl Ledger {
-    fn subscribe(&mut self, packets: usize) {
-        self.unacknowledged += packets;
-        self.waiting_since = (self.unacknowledged > 0).then(Instant::now);
-    }
-
-    fn hand_over(&mut self, qos: Qos) {
-        self.handed += 1;
-        if qos == Qos::AtLeastOnce {
-            self.unacknowledged += 1;
-            self.waiting_since.get_or_insert_with(Instant::now);
-        }
-    }
-
-    fn written(&mut self) {
-        self.handed = self.handed.saturating_sub(1);
-    }
-
-    fn acknowledged(&mut self) {
-        self.unacknowledged = self.unacknowledged.saturating_sub(1);
-        self.waiting_since = (self.unacknowledged > 0).then(Instant::now);
-    }
-
-    fn is_clear(&self) -> bool {
-        self.handed == 0 && self.unacknowledged == 0
-    }
-}
-
 impl<'a> Connection<'a> {
     pub(crate) fn new(
         limits: &'a Limits,
@@ -114,6 +79,8 @@ impl<'a> Connection<'a> {
         outbox: &'a Queue<Letter>,
         inbox: &'a Queue<LinkEvent>,
         counters: &'a Counters,
+        packets: &'a PacketLimit,
+        pace: Pace,
     ) -> Self {
         let (client, eventloop) = EventLoop::new(IN_FLIGHT, limits.keep_alive, limits.ack, CHANNEL);
         Self {
@@ -122,6 +89,8 @@ impl<'a> Connection<'a> {
             outbox,
             inbox,
             counters,
+            packets,
+            pace,
             client,
             ledger: Ledger::default(),
             subscriptions: Subscriptions::default(),
@@ -155,7 +124,10 @@ impl<'a> Connection<'a> {
         match (end, renewal.due()) {
             (Ok(()), Some(reason)) => Ended::Renewed(reason),
             (Ok(()), None) => Ended::Stopped,
-            (Err(loss), _) => Ended::Lost { loss, lived: Some(connected_at.elapsed()) },
+            (Err(loss), _) => {
+                let suspect = self.ledger.suspect().filter(|_| matches!(loss, Loss::Closed));
+                Ended::Lost { loss, lived: Some(connected_at.elapsed()), suspect }
+            }
         }
     }
 
@@ -188,7 +160,7 @@ impl<'a> Connection<'a> {
                 }
             }
         };
-        let failed = |loss| Ended::Lost { loss, lived: None };
+        let failed = |loss| Ended::Lost { loss, lived: None, suspect: None };
         match outcome {
             Ok(Ok(answer)) => {
                 debug!(?passed, "the way to the broker");
@@ -222,15 +194,16 @@ impl<'a> Connection<'a> {
         stop: &mut Stop,
         parting: &mut Option<Instant>,
     ) -> Result<Step, Loss> {
-        let Self { eventloop, client, ledger, outbox, counters, limits, .. } = self;
+        let Self { eventloop, client, ledger, outbox, counters, limits, pace, .. } = self;
         let silent_at = Instant::now() + limits.silence;
         let poll = eventloop.poll();
         tokio::pin!(poll);
         loop {
             let renewing = renewal.due().is_some();
+            let mut held_by = Some(Held::Leaving);
             if parting.is_none() {
                 if !renewing {
-                    hand_over(client, ledger, outbox, counters);
+                    held_by = hand_over(client, ledger, outbox, counters, limits, pace);
                 }
                 let leaving = renewing || (stop.is_asked() && outbox.is_empty());
                 if leaving && ledger.is_clear() {
@@ -249,7 +222,8 @@ impl<'a> Connection<'a> {
                     Err(_) if parting.is_some() => Ok(Step::Parted),
                     Err(loss) => Err(loss),
                 },
-                () = outbox.filled(), if parting.is_none() && !renewing && ledger.handed < MOST_HANDED => {}
+                () = outbox.filled(), if held_by.is_none() => {}
+                () = held_until(held_by), if held_by.is_some() => {}
                 () = renewal.becomes_due(), if parting.is_none() && !renewing => {}
                 wish = stop.next_wish() => match wish {
                     Wish::Asked => {}
@@ -269,9 +243,14 @@ impl<'a> Connection<'a> {
     async fn take(&mut self, event: Event) -> Result<(), Loss> {
         match event {
             Event::Incoming(Packet::Publish(publish)) => self.deliver(publish).await,
-            Event::Incoming(Packet::PubAck(_)) => self.ledger.acknowledged(),
+            Event::Incoming(Packet::PubAck(answer)) => {
+                if let Some(size) = self.ledger.acknowledged(answer.pkid) {
+                    self.packets.passed(size);
+                    self.counters.settle(Qos::AtLeastOnce);
+                }
+            }
             Event::Incoming(Packet::SubAck(answer)) => {
-                self.ledger.acknowledged();
+                self.ledger.subscribe_acknowledged();
                 self.subscriptions.answered(&answer);
                 if self.subscriptions.are_answered() {
                     self.announce();
@@ -281,7 +260,7 @@ impl<'a> Connection<'a> {
             Event::Incoming(Packet::PubRec(_)) => {
                 return Err(Loss::Protocol("PUBREC for a message of QoS 1".into()));
             }
-            Event::Outgoing(Outgoing::Publish(_)) => self.ledger.written(),
+            Event::Outgoing(Outgoing::Publish(packet_id)) => self.ledger.written(packet_id),
             Event::Outgoing(Outgoing::Subscribe(packet_id)) => self.subscriptions.sent(packet_id),
             _ => {}
         }
@@ -353,7 +332,7 @@ impl<'a> Connection<'a> {
             .collect();
         if let Some(collided) = self.eventloop.state.collision.take() {
             // handed over after all that is in flight and before all that is in the channel
-            let in_channel = self.ledger.handed.saturating_sub(1);
+            let in_channel = self.ledger.handed().saturating_sub(1);
             owed.insert(owed.len().saturating_sub(in_channel), collided.into());
         }
         if !owed.is_empty() {
@@ -366,30 +345,6 @@ impl<'a> Connection<'a> {
 enum Step {
     Event(Event),
     Parted,
-}
-
-fn hand_over(client: &AsyncClient, ledger: &mut Ledger, outbox: &Queue<Letter>, counters: &Counters) {
-    while ledger.handed < MOST_HANDED {
-        let Some(Letter { topic, payload, qos, retain }) = outbox.try_pop() else { return };
-        let bytes = payload.len();
-        match client.try_publish(topic, qos.into(), retain, payload) {
-            Ok(()) => {
-                ledger.hand_over(qos);
-                counters.sent(bytes);
-            }
-            Err(
-                ClientError::Request(Request::Publish(publish))
-                | ClientError::TryRequest(Request::Publish(publish)),
-            ) => {
-                outbox.put_back(vec![publish.into()]);
-                return;
-            }
-            Err(error) => {
-                debug!(%error, "rumqttc took no message");
-                return;
-            }
-        }
-    }
 }
 
 /// What was offered, and that the peer, which spoke TLS, took none of it.

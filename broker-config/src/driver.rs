@@ -3,12 +3,17 @@
 //! Each connection has a rumqttc event loop of its own, so that no packet id, collision or half-done state of a
 //! dead connection reaches the next one. What the old one still owed goes back to the front of the outbox.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    future::pending,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
+use rand::Rng;
 use rumqttc::Connect;
 use tokio::{
     sync::watch,
-    time::{Instant, sleep_until},
+    time::{Instant, sleep, sleep_until},
 };
 use tracing::{info, warn};
 
@@ -16,9 +21,11 @@ use crate::{
     backoff::{Backoff, GOOD_CONNECTION},
     brokers::{Brokers, Choice},
     connection::{Connection, Ended},
-    limits::Limits,
+    limits::{Limits, SMALLEST_PACKET_LIMIT},
     link::{Counters, Letter, LinkEvent, Qos, SHUTDOWN_LIMIT, Will},
     loss::Loss,
+    pace::Pace,
+    packet_limit::{Closed, PacketLimit, SMALLEST_SUSPECT},
     queue::Queue,
     renewal::{Reason, Renewal},
     settings::{BrokerSettings, CheckedBroker},
@@ -26,6 +33,8 @@ use crate::{
 
 /// A broker may be away so long before it is a warning: a restart takes less.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// How often a clock that is not set is looked at: costs no traffic.
+const LOOK_AT_CLOCK: Duration = Duration::from_secs(1);
 
 pub(crate) struct Driver {
     settings: BrokerSettings,
@@ -35,6 +44,7 @@ pub(crate) struct Driver {
     outbox: Arc<Queue<Letter>>,
     inbox: Arc<Queue<LinkEvent>>,
     counters: Arc<Counters>,
+    packets: Arc<PacketLimit>,
     stop: Stop,
     done: watch::Sender<bool>,
 }
@@ -81,6 +91,7 @@ impl Driver {
         outbox: Arc<Queue<Letter>>,
         inbox: Arc<Queue<LinkEvent>>,
         counters: Arc<Counters>,
+        packets: Arc<PacketLimit>,
         asked: watch::Receiver<bool>,
         done: watch::Sender<bool>,
     ) -> Self {
@@ -88,7 +99,7 @@ impl Driver {
         let hello = hello(&settings, client_id, will);
         let brokers = Brokers::new(first, fallbacks, &settings);
         let stop = Stop { asked, deadline: None };
-        Self { settings, brokers, hello, subscriptions, outbox, inbox, counters, stop, done }
+        Self { settings, brokers, hello, subscriptions, outbox, inbox, counters, packets, stop, done }
     }
 
     pub(crate) async fn run(mut self) {
@@ -109,7 +120,7 @@ impl Driver {
         );
         let mut away_since: Option<Instant> = None;
         loop {
-            let (loss, lived) = match self.connect_once().await {
+            let (mut loss, lived, suspect) = match self.connect_once().await {
                 Ended::Stopped => return,
                 Ended::Renewed(reason) => {
                     backoff.reset();
@@ -120,12 +131,17 @@ impl Driver {
                     }
                     continue;
                 }
-                Ended::Lost { loss, lived } => (loss, lived),
+                Ended::Lost { loss, lived, suspect } => (loss, lived, suspect),
             };
             if lived.is_some_and(|lived| lived >= GOOD_CONNECTION) {
                 backoff.reset();
                 away_since = None;
                 self.brokers.was_good();
+            }
+            match suspect.map_or(Closed::Chance, |size| self.closed_over(size)) {
+                Closed::Chance => {}
+                Closed::Lowered => backoff.reset(),
+                Closed::Hopeless => loss = Loss::PacketLimit { least: SMALLEST_PACKET_LIMIT },
             }
             let broker = self.brokers.address();
             if self.brokers.failed() == Choice::Fresh {
@@ -134,21 +150,43 @@ impl Driver {
             let wait = if loss.lasts() { backoff.longest_wait() } else { backoff.next_wait() };
             let away = away_since.get_or_insert_with(Instant::now).elapsed();
             self.tell(&broker, &loss, wait, away);
-            if self.rests_until_stopped(wait).await {
+            if self.rests_until_stopped(wait, loss.good_from()).await {
                 return;
             }
         }
     }
 
     async fn connect_once(&mut self) -> Ended {
-        let first = self.brokers.first();
-        let limits = Limits::from(&self.settings);
-        let broker = self.brokers.present();
+        let Self { settings, brokers, hello, subscriptions, outbox, inbox, counters, packets, stop, .. } =
+            self;
+        let (limits, pace) = (Limits::from(&*settings), Pace::new(settings));
+        let connection = Connection::new(&limits, subscriptions, outbox, inbox, counters, packets, pace);
+        let first = brokers.first();
+        let broker = brokers.present();
         broker.credentials.look();
-        let mut renewal = Renewal::new(&self.settings, &mut broker.credentials, first);
-        Connection::new(&limits, &self.subscriptions, &self.outbox, &self.inbox, &self.counters)
-            .run(&self.hello, &broker.route, &mut renewal, &mut self.stop)
-            .await
+        let mut renewal = Renewal::new(settings, &mut broker.credentials, first);
+        connection.run(hello, &broker.route, &mut renewal, stop).await
+    }
+
+    /// What the broker does not take is not sent again: the exchange repeats it in smaller parts.
+    fn closed_over(&self, size: usize) -> Closed {
+        let meaning = self.packets.closed_over(size);
+        let largest = match meaning {
+            Closed::Chance => return meaning,
+            Closed::Lowered => self.packets.bytes(),
+            Closed::Hopeless => SMALLEST_SUSPECT,
+        };
+        let mut letters = 0;
+        self.outbox.retain(|letter| {
+            let is_taken = letter.packet_size() <= largest;
+            if !is_taken {
+                letters += 1;
+                self.counters.settle(letter.qos);
+            }
+            is_taken
+        });
+        info!(letters, "messages that the broker does not take were dropped");
+        meaning
     }
 
     fn renew(&mut self, reason: Reason) {
@@ -174,9 +212,13 @@ impl Driver {
     }
 
     /// Waits, and for the reader as well: events that may not be dropped must not pile up. True means stop.
-    async fn rests_until_stopped(&mut self, wait: Duration) -> bool {
+    async fn rests_until_stopped(&mut self, wait: Duration, good_from: Option<SystemTime>) -> bool {
+        let spread = Duration::from_secs(self.settings.reconnect_first_seconds.into());
         let rest = async {
-            tokio::time::sleep(wait).await;
+            tokio::select! {
+                () = sleep(wait) => {}
+                () = clock_passes(good_from, spread) => {}
+            }
             self.inbox.room_for(0).await;
         };
         tokio::pin!(rest);
@@ -193,6 +235,18 @@ impl Driver {
             }
         }
     }
+}
+
+/// Ends soon after this machine's clock has been set to a time from which on an attempt can succeed; a site's devices get
+/// their time at one instant, and do not all come in that instant.
+async fn clock_passes(good_from: Option<SystemTime>, spread: Duration) {
+    let Some(good_from) = good_from else { return pending().await };
+    while SystemTime::now() < good_from {
+        sleep(LOOK_AT_CLOCK).await;
+    }
+    info!("the clock of this machine was set");
+    let wait = rand::rng().random_range(Duration::ZERO..=spread);
+    sleep(wait).await;
 }
 
 fn hello(settings: &BrokerSettings, client_id: String, will: Option<Will>) -> Connect {

@@ -6,6 +6,10 @@ use rumqttc::Codec;
 
 use crate::settings::BrokerSettings;
 
+/// Room for the fixed header, a topic of at most 256 bytes and the packet id.
+pub(crate) const PACKET_HEADROOM: usize = 1024;
+/// `Enrol` and `Ready` never fragment and take up to 8 KiB.
+pub(crate) const SMALLEST_PACKET_LIMIT: usize = 8 * 1024 + PACKET_HEADROOM;
 /// QoS 1 messages sent and not yet acknowledged. Mosquitto's default inflight is the same; more would gain
 /// nothing for an exchange with one message per device under way.
 pub(crate) const IN_FLIGHT: u16 = 20;
@@ -22,6 +26,7 @@ pub(crate) struct Limits {
     pub(crate) ack: Duration,
     pub(crate) keep_alive: Duration,
     pub(crate) max_packet: usize,
+    pub(crate) in_flight_bytes: usize,
 }
 
 impl Limits {
@@ -39,6 +44,7 @@ impl From<&BrokerSettings> for Limits {
             ack: Duration::from_secs(settings.ack_timeout_seconds.into()),
             keep_alive,
             max_packet: settings.max_packet_bytes,
+            in_flight_bytes: settings.max_in_flight_bytes,
         }
     }
 }

@@ -15,6 +15,7 @@ use tokio::sync::watch;
 
 use crate::{
     driver::Driver,
+    packet_limit::PacketLimit,
     queue::{Queue, Refused, Weigh},
     settings::CheckedBroker,
 };
@@ -84,11 +85,13 @@ pub enum LinkEvent {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PublishError {
     /// Sending it would end the connection. Make fragments of at most [`Link::payload_limit`].
-    #[error("a packet of {size} bytes exceeds broker.max_packet_bytes = {limit}")]
+    #[error(
+        "a packet of {size} bytes exceeds {limit}, which is broker.max_packet_bytes or what the broker was found to take"
+    )]
     TooLarge {
         /// Bytes of the whole MQTT packet.
         size: usize,
-        /// The configured limit.
+        /// The limit of now.
         limit: usize,
     },
     /// More is queued than the network takes. Try again later, or leave it to the exchange's repetition.
@@ -129,7 +132,9 @@ pub struct Link {
 #[derive(Debug)]
 struct Shared {
     outbox: Arc<Queue<Letter>>,
-    max_packet: usize,
+    packets: Arc<PacketLimit>,
+    /// Whether the broker keeps messages for later subscribers.
+    retain: bool,
     counters: Arc<Counters>,
     stop: watch::Sender<bool>,
     stopped: watch::Receiver<bool>,
@@ -157,7 +162,8 @@ pub fn connect(
     let counters = Arc::new(Counters::default());
     let (stop, stop_asked) = watch::channel(false);
     let (done, stopped) = watch::channel(false);
-    let max_packet = broker.settings.max_packet_bytes;
+    let packets = Arc::new(PacketLimit::new(broker.settings.max_packet_bytes));
+    let retain = broker.settings.retain;
     let driver = Driver::new(
         broker,
         client_id,
@@ -166,11 +172,12 @@ pub fn connect(
         Arc::clone(&outbox),
         Arc::clone(&inbox),
         Arc::clone(&counters),
+        Arc::clone(&packets),
         stop_asked,
         done,
     );
     tokio::spawn(driver.run());
-    let shared = Arc::new(Shared { outbox, max_packet, counters, stop, stopped });
+    let shared = Arc::new(Shared { outbox, packets, retain, counters, stop, stopped });
     (Link { shared }, Incoming { inbox })
 }
 
@@ -180,20 +187,33 @@ impl Link {
         if topic.is_empty() || topic.len() > LONGEST_TOPIC || topic.contains('\0') || !valid_topic(topic) {
             return Err(PublishError::BadTopic);
         }
-        let letter = Letter { topic: topic.to_owned(), payload, qos, retain };
-        let (size, limit) = (letter.packet_size(), self.shared.max_packet);
+        let letter = Letter { topic: topic.to_owned(), payload, qos, retain: retain && self.shared.retain };
+        let (size, limit) = (letter.packet_size(), self.shared.packets.bytes());
         if size > limit {
             return Err(PublishError::TooLarge { size, limit });
         }
-        self.shared.outbox.try_push(letter).map_err(|(refused, _)| match refused {
-            Refused::Full => PublishError::QueueFull,
-            Refused::Closed => PublishError::Stopped,
+        self.shared.counters.owe(letter.qos);
+        self.shared.outbox.try_push(letter).map_err(|(refused, letter)| {
+            self.shared.counters.settle(letter.qos);
+            match refused {
+                Refused::Full => PublishError::QueueFull,
+                Refused::Closed => PublishError::Stopped,
+            }
         })
     }
 
-    /// The largest payload in bytes that [`Link::publish`] takes for this topic.
+    /// Whether the broker has acknowledged all that was published at QoS 1.
+    pub fn is_acknowledged(&self) -> bool {
+        self.shared.counters.owed.load(Ordering::Relaxed) == 0
+    }
+
+    /// The largest payload in bytes that [`Link::publish`] takes for this topic now. It becomes smaller when the broker
+    /// closes connections over larger ones.
     pub fn payload_limit(&self, topic: &str) -> usize {
-        self.shared.max_packet.saturating_sub(LARGEST_FIXED_HEADER + TOPIC_LENGTH + topic.len() + PACKET_ID)
+        self.shared
+            .packets
+            .bytes()
+            .saturating_sub(LARGEST_FIXED_HEADER + TOPIC_LENGTH + topic.len() + PACKET_ID)
     }
 
     /// Sends what is queued, for at most ten seconds, says DISCONNECT so that the will is not published, and
@@ -248,7 +268,7 @@ const EVENT_OVERHEAD: usize = 64;
 
 impl Letter {
     /// An upper bound, exact but for the few bytes a small packet saves in its length field.
-    fn packet_size(&self) -> usize {
+    pub(crate) fn packet_size(&self) -> usize {
         LARGEST_FIXED_HEADER + TOPIC_LENGTH + self.topic.len() + PACKET_ID + self.payload.len()
     }
 }
@@ -305,9 +325,20 @@ pub(crate) struct Counters {
     payload_bytes_received: AtomicU64,
     messages_dropped: AtomicU64,
     connections: AtomicU64,
+    /// Letters of QoS 1 that were accepted and not acknowledged.
+    owed: AtomicU64,
 }
 
 impl Counters {
+    fn owe(&self, qos: Qos) {
+        self.owed.fetch_add(u64::from(qos == Qos::AtLeastOnce), Ordering::Relaxed);
+    }
+
+    /// Acknowledged, or given up.
+    pub(crate) fn settle(&self, qos: Qos) {
+        self.owed.fetch_sub(u64::from(qos == Qos::AtLeastOnce), Ordering::Relaxed);
+    }
+
     pub(crate) fn sent(&self, payload: usize) {
         self.messages_sent.fetch_add(1, Ordering::Relaxed);
         self.payload_bytes_sent.fetch_add(payload as u64, Ordering::Relaxed);

@@ -3,10 +3,14 @@
 //! Each kind says whose fault it is and what to do. None of them changes how the next attempt is made: a
 //! refused certificate is refused again, never worked around.
 
-use std::io;
+use std::{
+    io,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use rumqttc::{ConnectReturnCode, StateError, mqttbytes};
 use rustls::{AlertDescription, CertificateError};
+use rustls_pki_types::UnixTime;
 
 use crate::path::{Milestone, PathError, ProxyError, UpgradeError, is_end};
 
@@ -28,9 +32,15 @@ pub(crate) enum Loss {
     )]
     WrongHost,
     #[error(
-        "the broker's certificate is outside its time of validity: renew it, or set this machine's clock"
+        "this machine's clock says {} and the broker's certificate is valid from {}: set the clock (NTP, GNSS, the modem); a device without a battery for it wakes in the past, and connects by itself once it is right",
+        date(*clock), date(*from)
     )]
-    OutOfValidity,
+    NotYetValid { clock: UnixTime, from: UnixTime },
+    #[error(
+        "the broker's certificate ended on {} and this machine's clock says {}: renew the certificate, or set the clock",
+        date(*until), date(*clock)
+    )]
+    Expired { clock: UnixTime, until: UnixTime },
     #[error("the broker's certificate was not accepted ({0:?}): see how it was issued")]
     BrokerCertificate(CertificateError),
     #[error(
@@ -92,6 +102,10 @@ pub(crate) enum Loss {
         "the broker sent a packet of {size} bytes, more than this client can even skip: look for a retained message of that size and set a message size limit in the broker"
     )]
     Oversize { size: usize },
+    #[error(
+        "the broker closes the connection over packets that cannot be made smaller: raise its limit to {least} bytes or more, 123904 if it can; with less keylime-mqtt cannot work"
+    )]
+    PacketLimit { least: usize },
     #[error("the peer does not speak MQTT 3.1.1 as it should ({0}): check broker.port")]
     Protocol(String),
 }
@@ -138,8 +152,19 @@ impl Loss {
         // a password that is tried again and again gets an account locked
         matches!(
             self,
-            Self::Oversize { .. } | Self::Path(PathError::Proxy(ProxyError::CredentialsRefused { .. }))
+            Self::NotYetValid { .. }
+                | Self::Oversize { .. }
+                | Self::PacketLimit { .. }
+                | Self::Path(PathError::Proxy(ProxyError::CredentialsRefused { .. }))
         )
+    }
+
+    /// When this machine's clock has to be there before another attempt can succeed.
+    pub(crate) fn good_from(&self) -> Option<SystemTime> {
+        match self {
+            Self::NotYetValid { from, .. } => Some(UNIX_EPOCH + Duration::from_secs(from.as_secs())),
+            _ => None,
+        }
     }
 
     pub(crate) fn from_state(error: StateError, phase: Phase) -> Self {
@@ -177,10 +202,12 @@ impl Loss {
                 CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
                     Self::WrongHost
                 }
-                CertificateError::Expired
-                | CertificateError::ExpiredContext { .. }
-                | CertificateError::NotValidYet
-                | CertificateError::NotValidYetContext { .. } => Self::OutOfValidity,
+                CertificateError::NotValidYetContext { time, not_before } => {
+                    Self::NotYetValid { clock: time, from: not_before }
+                }
+                CertificateError::ExpiredContext { time, not_after } => {
+                    Self::Expired { clock: time, until: not_after }
+                }
                 fault => Self::BrokerCertificate(fault),
             },
             rustls::Error::AlertReceived(Alert::NoApplicationProtocol)
@@ -211,4 +238,9 @@ impl Loss {
             Phase::Connected => Self::Closed,
         }
     }
+}
+
+/// As in HTTP: with the day of the week, and in GMT.
+fn date(time: UnixTime) -> String {
+    httpdate::fmt_http_date(UNIX_EPOCH + Duration::from_secs(time.as_secs()))
 }

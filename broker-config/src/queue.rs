@@ -89,12 +89,29 @@ impl<T: Weigh> Queue<T> {
     }
 
     pub(crate) fn try_pop(&self) -> Option<T> {
+        self.try_pop_if(|_| true)
+    }
+
+    /// Takes the first item if it is such a one.
+    pub(crate) fn try_pop_if(&self, wanted: impl FnOnce(&T) -> bool) -> Option<T> {
         let mut contents = self.lock();
+        if !contents.items.front().is_some_and(wanted) {
+            return None;
+        }
         let item = contents.items.pop_front()?;
         contents.bytes -= item.weight();
         drop(contents);
         self.drained.notify_one();
         Some(item)
+    }
+
+    /// Removes all items but those to keep.
+    pub(crate) fn retain(&self, keep: impl FnMut(&T) -> bool) {
+        let mut contents = self.lock();
+        contents.items.retain(keep);
+        contents.bytes = contents.items.iter().map(Weigh::weight).sum();
+        drop(contents);
+        self.drained.notify_one();
     }
 
     /// Waits for an item; `None` once the queue is closed and empty. Cancel safe.

@@ -22,18 +22,21 @@ pub use self::{
 use self::{fallback::Place, proxy::Environment};
 use crate::{
     credentials::Credentials,
+    limits::{PACKET_HEADROOM, SMALLEST_PACKET_LIMIT},
     path::{Route, Upgrade},
     tls::{TlsFileError, TlsFiles},
 };
 
 /// The largest payload the exchange ever makes: the smallest limit in the field is AWS IoT Core's 128 KB.
 const LARGEST_FRAGMENT: usize = 120 * 1024;
-/// Room for the fixed header, a topic of at most 256 bytes and the packet id.
-const PACKET_HEADROOM: usize = 1024;
-/// `Enrol` and `Ready` never fragment and take up to 8 KiB.
-const SMALLEST_PACKET_LIMIT: usize = 8 * 1024 + PACKET_HEADROOM;
 /// Above this a queue of messages would no longer be small on a device.
 const LARGEST_PACKET_LIMIT: usize = 1024 * 1024;
+/// Every message in flight at the largest packet limit.
+const LARGEST_IN_FLIGHT: usize = 20 * LARGEST_PACKET_LIMIT;
+/// Nothing here sends faster, so that a larger limit would be none.
+const MOST_MESSAGES_PER_SECOND: u32 = 100_000;
+/// Below this one large message would outlast the patience for its answer.
+const LEAST_BYTES_PER_SECOND: u32 = 1024;
 /// MQTT 3.1.1 lets a server refuse more than 23 characters; brokers in the field take this many.
 const LONGEST_CLIENT_ID: usize = 128;
 /// RFC 7301 §3.1: a protocol name has a length of one byte.
@@ -97,6 +100,19 @@ pub struct BrokerSettings {
     /// Largest MQTT packet in bytes, sent or accepted, with its topic and headers.
     #[serde(default = "default_max_packet")]
     pub max_packet_bytes: usize,
+    /// Bytes sent at QoS 1 and not yet acknowledged, 1024 to 20 MiB; one message is always sent. Azure Event Grid takes
+    /// 64 KiB at a time.
+    #[serde(default = "default_in_flight")]
+    pub max_in_flight_bytes: usize,
+    /// Messages sent in a second, up to 100000; 0 is no limit. AWS IoT Core takes 100 of a connection.
+    #[serde(default)]
+    pub max_messages_per_second: u32,
+    /// Bytes sent in a second, 1024 or more; 0 is no limit. AWS IoT Core takes 512 KiB of a connection.
+    #[serde(default)]
+    pub max_bytes_per_second: u32,
+    /// Whether the broker keeps presence and results for later subscribers. False for a broker that refuses to.
+    #[serde(default = "default_retain")]
+    pub retain: bool,
     /// Seconds for name, TCP, TLS and CONNACK together, 1 to 600. NB-IoT needs about ten.
     #[serde(default = "default_connect_timeout")]
     pub connect_timeout_seconds: u16,
@@ -149,6 +165,12 @@ const fn default_keep_alive() -> u16 {
 }
 const fn default_max_packet() -> usize {
     LARGEST_FRAGMENT + PACKET_HEADROOM
+}
+const fn default_in_flight() -> usize {
+    1024 * 1024
+}
+const fn default_retain() -> bool {
+    true
 }
 const fn default_connect_timeout() -> u16 {
     30
@@ -290,6 +312,17 @@ impl BrokerSettings {
         let first_wait = usize::from(self.reconnect_first_seconds);
         in_range("keep_alive_seconds", self.keep_alive_seconds.into(), 5, 1160)?;
         in_range("max_packet_bytes", self.max_packet_bytes, SMALLEST_PACKET_LIMIT, LARGEST_PACKET_LIMIT)?;
+        in_range("max_in_flight_bytes", self.max_in_flight_bytes, 1024, LARGEST_IN_FLIGHT)?;
+        in_range(
+            "max_messages_per_second",
+            wide(self.max_messages_per_second),
+            0,
+            wide(MOST_MESSAGES_PER_SECOND),
+        )?;
+        if self.max_bytes_per_second != 0 {
+            let (least, most) = (wide(LEAST_BYTES_PER_SECOND), wide(u32::MAX));
+            in_range("max_bytes_per_second", wide(self.max_bytes_per_second), least, most)?;
+        }
         in_range("connect_timeout_seconds", self.connect_timeout_seconds.into(), 1, 600)?;
         in_range("ack_timeout_seconds", self.ack_timeout_seconds.into(), 5, 3600)?;
         in_range("reconnect_first_seconds", first_wait, 1, 3600)?;

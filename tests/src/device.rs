@@ -29,6 +29,10 @@ const BOOT_EVERY: u64 = 600;
 /// Longer than operators of scenarios take to enrol: a registration makes the one before inactive for a moment.
 const ENROL_AGAIN_AFTER: u32 = 120;
 
+/// Reconnects and time-outs as quick as they can be set.
+const QUICK: &str = "keep_alive_seconds = 5\nack_timeout_seconds = 5\nconnect_timeout_seconds = 5\n\
+                     reconnect_first_seconds = 1\nreconnect_longest_seconds = 1\n";
+
 /// How a device goes down.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reboot {
@@ -55,6 +59,8 @@ pub struct DeviceSettings {
     pub binary: Option<PathBuf>,
     /// A command that starts the agent in its place, such as `ip netns exec …`; it must become the agent
     pub launcher: Vec<String>,
+    /// Leaves the agent's times at the defaults that are shipped, instead of as quick as they can be
+    pub as_shipped: bool,
 }
 
 impl DeviceSettings {
@@ -85,19 +91,24 @@ pub struct BrokerAccess {
     pub ca: PathBuf,
     /// The client's own
     pub certificate: Certificate,
+    /// Further lines of the `[broker]` table, and tables in it
+    pub more: String,
 }
 
 impl BrokerAccess {
-    /// The `[broker]` table, with reconnects and time-outs as quick as they can be set.
-    pub(crate) fn table(&self) -> String {
-        let Self { host, port, ca, certificate } = self;
+    /// The `[broker]` table; with reconnects and time-outs as quick as they can be set, or as they are shipped.
+    pub(crate) fn table(&self, as_shipped: bool) -> String {
+        let Self { host, port, ca, certificate, more } = self;
+        // what is said otherwise stays as it is said: TOML takes no key twice
+        let key = |line: &&str| line.split(" =").next().is_some_and(|key| !more.contains(key));
+        let quick = QUICK.lines().filter(key).collect::<Vec<_>>().join("\n") + "\n";
         format!(
             "\n[broker]\nhost = \"{host}\"\nport = {port}\nca_file = \"{}\"\ncert_file = \"{}\"\nkey_file = \"{}\"\n\
-             keep_alive_seconds = 5\nack_timeout_seconds = 5\nconnect_timeout_seconds = 5\n\
-             reconnect_first_seconds = 1\nreconnect_longest_seconds = 1\n",
+             {}{more}",
             ca.display(),
             certificate.certificate.display(),
-            certificate.key.display()
+            certificate.key.display(),
+            if as_shipped { "" } else { &quick }
         )
     }
 }
@@ -255,6 +266,11 @@ impl Device {
         self.ima.as_mut().context("this device has no IMA")?.run_all(&mut tpm, programs)
     }
 
+    /// The IMA log as its kernel shows it.
+    pub fn ima_log(&self) -> Result<String> {
+        self.ima.as_ref().context("this device has no IMA")?.text()
+    }
+
     /// Something extends a PCR that no log speaks of.
     pub fn extend_pcr(&self, pcr: u32) -> Result<()> {
         self.tpm()?.extend(pcr, &[(Bank::Sha256, vec![0x5a; 32])])
@@ -264,6 +280,14 @@ impl Device {
     pub fn forge_uefi_log(&self) -> Result<()> {
         let log = self.settings.uefi.as_ref().context("this device has no UEFI log")?;
         Ok(fs::write(self.uefi_log(), log.with_changed_measurement()?.bytes())?)
+    }
+
+    /// What its kernel says of the time of this boot, which follows its clock; gives what it said before.
+    pub fn kernel_booted_at(&self, seconds: u64) -> Result<u64> {
+        let file = self.dir.join("btime");
+        let before = fs::read_to_string(&file)?.trim().parse()?;
+        fs::write(file, seconds.to_string())?;
+        Ok(before)
     }
 
     /// Other firmware from the next boot on.
@@ -346,14 +370,18 @@ impl Device {
         if self.settings.uefi.is_some() {
             writeln!(text, "uefi_log = \"{dir}/uefi\"")?;
         }
+        if !self.settings.as_shipped {
+            text.push_str(
+                "first_retry_seconds = 1\nlongest_retry_seconds = 2\nlongest_silence_seconds = 10\n",
+            );
+        }
         write!(
             text,
             "state_dir = \"{dir}/state\"\nboot_id_file = \"{dir}/boot_id\"\nboot_time_file = \"{dir}/btime\"\n\
-             first_retry_seconds = 1\nlongest_retry_seconds = 2\nlongest_silence_seconds = 10\n\
              enrol_again_after_seconds = {}\n\n[tpm]\ntcti = \"{}\"\n{}",
             self.settings.enrol_again_after.unwrap_or(ENROL_AGAIN_AFTER),
             self.swtpm.tcti(),
-            self.access.table()
+            self.access.table(self.settings.as_shipped)
         )?;
         fs::write(self.agent_configuration(), text)?;
         Ok(())

@@ -126,6 +126,20 @@ impl Keylime {
         (self.state().join("cv_ca/client-cert.crt"), self.state().join("cv_ca/client-private.pem"))
     }
 
+    /// The IMA log that the verifier has kept of an attestation from line 0 on which passed, as its database has it.
+    pub fn kept_ima_log(&self, id: &str) -> Result<String> {
+        let script = "import sqlite3, sys\n\
+             rows = sqlite3.connect(sys.argv[1]).execute(\"select e.data__entries from evidence_items e join attestations a \
+             on a.agent_id = e.agent_id and a.\\\"index\\\" = e.attestation_index where e.agent_id = ? and a.evaluation = 'pass' \
+             and e.evidence_type = 'ima_log' and e.chosen_parameters__starting_offset = 0\", [sys.argv[2]])\n\
+             sys.stdout.write(rows.fetchone()[0])";
+        let database = self.state().join("cv_data.sqlite");
+        let output =
+            Command::new(venv().join("bin/python")).args(["-c", script]).arg(database).arg(id).output()?;
+        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        Ok(String::from_utf8(output.stdout)?)
+    }
+
     /// Starts the verifier and returns when it serves.
     pub fn start_verifier(&mut self) -> Result<()> {
         self.verifier = Some(self.launch_verifier()?);

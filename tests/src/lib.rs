@@ -17,6 +17,7 @@
 //! | [`device`], [`bridge`] | agent and bridge as shipped |
 //! | [`measured_boot`], [`ima`] | firmware's and kernel's measurements, in logs and PCRs |
 //! | [`broker`], [`pki`] | mosquitto and rumqttd; certificates |
+//! | [`chain`], [`stand_in`], [`clock`] | an IoT gateway's broker before the cloud's; a cloud's limits; a device's wall clock |
 //! | [`observe`] | a client that sees what relying parties see, and one that sees everything |
 //! | [`process`], [`scratch`], [`ports`], [`eventually`], [`binaries`] | nothing left behind, nothing fixed, nothing guessed |
 
@@ -26,6 +27,8 @@
 pub mod binaries;
 pub mod bridge;
 pub mod broker;
+pub mod chain;
+pub mod clock;
 pub mod device;
 pub mod eventually;
 pub mod ima;
@@ -39,6 +42,8 @@ pub mod pki;
 pub mod ports;
 pub mod process;
 pub mod scratch;
+pub mod squid;
+pub mod stand_in;
 pub mod swtpm;
 pub mod tpm;
 pub mod world;

@@ -9,6 +9,7 @@
 //! their own ([`worker`]), the link queues.
 
 mod ending;
+mod payload;
 mod said;
 mod session;
 mod worker;

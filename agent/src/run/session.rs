@@ -18,6 +18,7 @@ use keylime_mqtt_schemas::wire::{pack_up, unpack_down};
 use tokio::time::{Instant, MissedTickBehavior};
 
 use super::ending::Ending;
+use super::payload::PayloadLimit;
 use super::said::Said;
 use super::worker::{Errand, Outcome, Worker};
 use super::{Mode, RunError, Stop, reached};
@@ -37,7 +38,7 @@ const SLOW_COMMAND: Duration = Duration::from_secs(2);
 pub(super) struct Session {
     id: AgentId,
     topics: Topics,
-    payload_bytes: usize,
+    payloads: PayloadLimit,
     settings: Settings,
     mode: Mode,
     broker: CheckedBroker,
@@ -82,7 +83,7 @@ impl Session {
         Ok(Self {
             id,
             topics,
-            payload_bytes: config.payload_bytes,
+            payloads: PayloadLimit::new(config.payload_bytes),
             settings,
             mode,
             broker,
@@ -174,8 +175,6 @@ impl Session {
         });
         let subscriptions = vec![(self.topics.challenge(&self.id), Qos::AtLeastOnce)];
         let (link, incoming) = connect(self.broker.clone(), client_id, will, subscriptions);
-        self.payload_bytes =
-            self.payload_bytes.min(link.payload_limit(&self.topics.evidence(&self.id, None)));
         Line { link, incoming, connected: false }
     }
 
@@ -218,6 +217,7 @@ impl Session {
                 match unpack_down(&payload) {
                     Ok(down) => {
                         tracing::debug!(kind = down.question.kind(), bytes = payload.len(), "received");
+                        self.payloads.asked(&down.question, line.link.is_acknowledged());
                         self.attester.handle(Input::Received(down), now);
                     }
                     Err(error) => self.refuse(&error),
@@ -256,8 +256,9 @@ impl Session {
             self.said.attesting();
         }
         let topic = self.topics.evidence(&self.id, via);
-        match pack_up(up, self.message, self.payload_bytes) {
+        match pack_up(up, self.message, self.payloads.bytes().min(line.link.payload_limit(&topic))) {
             Ok(payloads) => {
+                self.payloads.sent(payloads.iter().map(Vec::len).max().unwrap_or(0));
                 let bytes: usize = payloads.iter().map(Vec::len).sum();
                 tracing::debug!(kind = up.kind(), bytes, parts = payloads.len(), ?delivery, "sent");
                 let qos = qos(delivery, payloads.len());
@@ -342,6 +343,7 @@ impl Session {
             // An orderly end drops the will, so the device says itself that it goes.
             line.publish(&self.topics.presence(&self.id), presence(false), Qos::AtLeastOnce, true);
         }
+        self.payloads.lower_to(line.link.payload_limit(&self.topics.evidence(&self.id, None)));
         line.link.shutdown().await;
         self.attester.handle(Input::Disconnected, self.epoch.elapsed());
     }

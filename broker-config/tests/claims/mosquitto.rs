@@ -33,11 +33,16 @@ pub(crate) struct Mosquitto {
 impl Mosquitto {
     /// TLS with client certificates and no ACL, so that a test may use any topic and any size.
     pub(crate) fn open(pki: &Pki) -> Self {
+        Self::open_with(pki, "")
+    }
+
+    /// As [`Mosquitto::open`], with more lines in its configuration.
+    pub(crate) fn open_with(pki: &Pki, more: &str) -> Self {
         let port = free_port();
         let dir = pki.dir.path().display();
         let conf = format!(
             "listener {port}\ncafile {dir}/ca.pem\ncertfile {dir}/broker.pem\nkeyfile {dir}/broker.key\n\
-             require_certificate true\nallow_anonymous true\nset_tcp_nodelay true\nlog_dest stderr\n"
+             require_certificate true\nallow_anonymous true\nset_tcp_nodelay true\nlog_dest stderr\n{more}"
         );
         Self::start(pki.dir.path(), port, conf)
     }

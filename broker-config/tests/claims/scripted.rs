@@ -144,6 +144,21 @@ impl Session {
         .await
     }
 
+    /// What is published until the client pings, which is left unanswered.
+    pub(crate) async fn published_until_pinged(&mut self) -> Vec<Published> {
+        within_patience(async {
+            let mut published = Vec::new();
+            loop {
+                match self.packet().await.expect("PINGREQ") {
+                    (first, body) if first >> 4 == PUBLISH => published.push(Published::parse(&body)),
+                    (first, _) if first >> 4 == PINGREQ => return published,
+                    _ => {}
+                }
+            }
+        })
+        .await
+    }
+
     /// Waits until the client pings, and leaves that unanswered.
     pub(crate) async fn pinged(&mut self) {
         within_patience(async { while self.packet().await.expect("PINGREQ").0 >> 4 != PINGREQ {} }).await;
