@@ -16,7 +16,8 @@ use keylime_mqtt_broker_config::{BrokerSettings, CheckedBroker};
 use keylime_mqtt_schemas::AgentId;
 use keylime_mqtt_schemas::compact::Reference;
 use keylime_mqtt_schemas::exchange::attester;
-use keylime_mqtt_schemas::fragment::{DEFAULT_PAYLOAD, MAX_PAYLOAD, MIN_PAYLOAD};
+use keylime_mqtt_schemas::fragment::{DEFAULT_PAYLOAD, MAX_PAYLOAD};
+use keylime_mqtt_schemas::messages::limits::MAX_FIRST_CONTACT;
 use keylime_mqtt_schemas::topics::{DEFAULT_PREFIX, Topics};
 use serde::{Deserialize, Serialize};
 
@@ -258,7 +259,8 @@ impl Config {
         in_range("first_retry_seconds", self.first_retry_seconds, 1, 3600)?;
         in_range("longest_retry_seconds", self.longest_retry_seconds, self.first_retry_seconds, day)?;
         in_range("enrol_again_after_seconds", self.enrol_again_after_seconds, 1, 30 * day)?;
-        in_range("payload_bytes", self.payload_bytes as u64, MIN_PAYLOAD as u64, MAX_PAYLOAD as u64)?;
+        // A first contact never goes in parts.
+        in_range("payload_bytes", self.payload_bytes as u64, MAX_FIRST_CONTACT as u64, MAX_PAYLOAD as u64)?;
         // Over 300 s even the kernel has given the command up.
         in_range("tpm.command_timeout_seconds", self.tpm.command_timeout_seconds, 1, 300)
     }

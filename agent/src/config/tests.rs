@@ -36,7 +36,7 @@ fn everything_can_be_said() {
     let config = read(&format!(
         "id = \"gw-7\"\ntopic_prefix = \"site/a\"\nstate_dir = \"/s\"\nima_log = \"/i\"\nuefi_log = \"/u\"\nreference = \"/r\"\n\
          boot_id_file = \"/b\"\nboot_time_file = \"/t\"\nlongest_silence_seconds = 5\nfirst_retry_seconds = 1\n\
-         longest_retry_seconds = 2\nenrol_again_after_seconds = 3\npayload_bytes = 4096\nlog = \"debug\"\n\
+         longest_retry_seconds = 2\nenrol_again_after_seconds = 3\npayload_bytes = 8192\nlog = \"debug\"\n\
          [tpm]\ntcti = \"swtpm:host=127.0.0.1,port=2321\"\ncommand_timeout_seconds = 9\nek_handle = 0x81010001\n{BROKER}"
     ))
     .unwrap();

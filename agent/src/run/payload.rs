@@ -40,7 +40,7 @@ impl PayloadLimit {
     /// A question came; `acknowledged` says that nothing sent before is without acknowledgement.
     pub(super) fn asked(&mut self, question: &Question, acknowledged: bool) {
         let answered = std::mem::take(&mut self.answered);
-        if self.question.as_ref() != Some(question) {
+        if !self.question.as_ref().is_some_and(|before| is_the_same(before, question)) {
             self.question = Some(question.clone());
             self.again = 0;
             return;
@@ -62,9 +62,19 @@ impl PayloadLimit {
     }
 }
 
+/// A challenge that is repeated is good for less time than before.
+fn is_the_same(before: &Question, now: &Question) -> bool {
+    match (before, now) {
+        (Question::Challenge(before), Question::Challenge(now)) => before.nonce == now.nonce,
+        _ => before == now,
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use keylime_mqtt_schemas::messages::{Accepted, BootMarker, LogKind, Need, Outcome};
+    use keylime_mqtt_schemas::messages::{
+        Accepted, BootMarker, Challenge, LogKind, Need, Nonce, Outcome, PcrMask,
+    };
 
     use super::*;
 
@@ -90,6 +100,29 @@ mod tests {
         }
         sizes.dedup();
         assert_eq!(sizes, [LARGE, 20_000, 10_000, MAX_FIRST_CONTACT]);
+    }
+
+    #[test]
+    fn a_challenge_that_comes_again_is_the_same_question_though_it_runs_out_sooner() {
+        let challenge = |good_for| {
+            Question::Challenge(Challenge {
+                nonce: Nonce::from([7; 16]),
+                boot: BootMarker::from([1; 16]).tag(),
+                pcrs: PcrMask::default(),
+                good_for,
+                silence: 120,
+                ima_offset: Some(0),
+                held: None,
+                ticket: None,
+                full: false,
+                reference: false,
+            })
+        };
+        let mut limit = PayloadLimit::new(LARGE);
+        for good_for in [1800, 1790, 1770] {
+            answered(&mut limit, &challenge(good_for), true);
+        }
+        assert_eq!(limit.bytes(), LARGE / 2);
     }
 
     #[test]

@@ -57,7 +57,7 @@ fn a_wrong_configuration_is_refused_with_key_file_and_remedy() {
         ),
         ("reference = '/dev/null'", &["reference", "/dev/null", "keylime-mqtt-bridge reference"]),
         ("topic_prefix = '#'", &["topic_prefix", "keylime/v1"]),
-        ("payload_bytes = 1", &["payload_bytes", "between 512 and"]),
+        ("payload_bytes = 1", &["payload_bytes", "between 8192 and"]),
     ] {
         let config = site.configure("swtpm:port=1", lines);
         for command in ["check-config", "run"] {
