@@ -16,6 +16,7 @@ mod ak;
 mod certify;
 mod ek;
 mod error;
+mod health;
 mod identity;
 mod open;
 mod quote;
@@ -29,6 +30,7 @@ use zeroize::Zeroizing;
 
 pub use ak::{AkName, SavedAk};
 pub use error::{TpmCode, TpmError};
+pub use health::Health;
 pub use identity::{Identity, ek_certificate_issuer};
 pub use quote::{Clock, PCR_COUNT, Quoted};
 
@@ -76,6 +78,12 @@ impl Tpm {
     /// Whether the settings name a TPM at all, without reaching for it.
     pub fn check(settings: &TpmSettings) -> Result<(), TpmError> {
         service::parse_tcti(&settings.tcti).map(drop)
+    }
+
+    /// How the TPM is, over a connection of its own that neither loads nor makes an AK.
+    pub async fn health(settings: TpmSettings) -> Result<Health, TpmError> {
+        let service = Service::spawn(settings, None)?;
+        service.call_within(KEY_CREATION_TIMEOUT, "health", service::Device::health).await
     }
 
     /// Who this device is, with the AK in use now. The caller persists [`Identity::saved_ak`] and sees from
