@@ -222,10 +222,10 @@ fn doctor(
 ) -> Result<u8, CliError> {
     let shown: fn(&Step) = |step| println!("{step}");
     let mut report = Report::new(doctor::PROGRAM, (!json).then_some(shown));
-    let is_configured = match &config {
-        Ok(config) => runtime()?.block_on(doctor::examine(config, wishes, &mut report)),
+    let is_configured = match config {
+        Ok(config) => runtime()?.block_on(doctor::examine(&config, wishes, &mut report)),
         Err(error) => {
-            report.add(Step::error("configuration", error).of(file.display().to_string()));
+            report.add(Step::error("configuration", &error).of(file.display().to_string()));
             false
         }
     };

@@ -48,7 +48,8 @@ pub async fn examine(config: Config, wishes: &Wishes, report: &mut Report) -> bo
         Err(error) => Step::error("configuration", error),
     });
     match &checked {
-        Ok(checked) => along_the_way(checked, &status_socket, listed, wishes, report).await,
+        // boxed: it holds a connection and the clients' requests
+        Ok(checked) => Box::pin(along_the_way(checked, &status_socket, listed, wishes, report)).await,
         Err(error) => {
             if !matches!(error, ConfigError::Tickets(_) | ConfigError::Admission(_)) {
                 report.add(Step::not_checked("admission", "it waits for the configuration"));
