@@ -1,7 +1,7 @@
 //! The command line.
 
 use std::io::IsTerminal;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{ArgGroup, Args, Parser, Subcommand, value_parser};
@@ -9,7 +9,10 @@ use tracing_subscriber::filter::{ParseError, Targets};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
+use keylime_mqtt_broker_config::{Report, Step};
+
 use crate::config::{Config, ConfigError, DEFAULT_FILE, Overrides, TpmOverrides};
+use crate::doctor::{self, Wishes};
 use crate::run::{self, EXIT_CODES, Mode, RunError};
 use crate::store::Store;
 use crate::tpm::{Identity, Tpm, TpmError, ek_certificate_issuer};
@@ -82,6 +85,20 @@ enum Command {
     },
     /// Check configuration, certificates, logs and state, without touching TPM or broker.
     CheckConfig,
+    /// Walk the way of the data, from the TPM to the bridge, and say what works, what does not, and what to do.
+    ///
+    /// May run beside the agent. Sends up to broker.max_packet_bytes once. Nothing of it changes how the device stands.
+    #[command(
+        after_help = "Exits with 0 when all is well, 1 when something failed or was found, 2 when the configuration is wrong."
+    )]
+    Doctor {
+        /// Print the steps as JSON, at the end.
+        #[arg(long)]
+        json: bool,
+        /// Leave out the message of max_packet_bytes: for links on which 120 kB matter.
+        #[arg(long)]
+        spare_link: bool,
+    },
     /// Print who this device is, and the lines to paste for admission and enrolment. Uses the TPM.
     ShowIdentity,
 }
@@ -89,7 +106,11 @@ enum Command {
 impl Cli {
     /// Does what was asked; the result is the exit code.
     pub fn execute(self) -> Result<u8, CliError> {
-        let config = Config::read(&self.global.config, &self.global.overrides())?;
+        let config = Config::read(&self.global.config, &self.global.overrides());
+        if let Command::Doctor { json, spare_link } = self.command {
+            return doctor(config, &self.global.config, Wishes { spare_link }, json);
+        }
+        let config = config?;
         let filter = filter(&config.log)?;
         let lines = tracing_subscriber::fmt::layer()
             .with_writer(std::io::stderr)
@@ -109,6 +130,7 @@ impl Cli {
                 }
                 Ok(ending.exit_code())
             }
+            Command::Doctor { .. } => Ok(0),
             Command::CheckConfig => {
                 check(&config)?;
                 println!("{}: the configuration is good", self.global.config.display());
@@ -189,6 +211,32 @@ fn check(config: &Config) -> Result<(), RunError> {
     Store::peek(&config.state_dir)?;
     Tpm::check(&config.tpm())?;
     Ok(())
+}
+
+/// The steps on standard output: each as soon as it is known, or all of them as JSON.
+fn doctor(
+    config: Result<Config, ConfigError>,
+    file: &Path,
+    wishes: Wishes,
+    json: bool,
+) -> Result<u8, CliError> {
+    let shown: fn(&Step) = |step| println!("{step}");
+    let mut report = Report::new(doctor::PROGRAM, (!json).then_some(shown));
+    let is_configured = match config {
+        Ok(config) => runtime()?.block_on(doctor::examine(&config, wishes, &mut report)),
+        Err(error) => {
+            report.add(Step::error("configuration", &error).of(file.display().to_string()));
+            false
+        }
+    };
+    if json {
+        let text = serde_json::to_string_pretty(&report)
+            .map_err(|error| RunError::System { what: "no report", source: error.into() })?;
+        println!("{text}");
+    } else {
+        println!("{}", report.summary());
+    }
+    Ok(if is_configured { report.exit_code() } else { WRONG_CONFIGURATION })
 }
 
 async fn show_identity(config: &Config) -> Result<String, RunError> {

@@ -12,6 +12,7 @@
 
 pub mod cli;
 pub mod config;
+pub mod doctor;
 pub mod evidence;
 pub mod logs;
 pub mod run;

@@ -1,15 +1,22 @@
-//! The command line: `run`, `check-config`, `waiting`, `reference`.
+//! The command line: `run`, `check-config`, `waiting`, `doctor`, `reference`.
 
-use crate::config::{Config, DEFAULT_FILE};
+use crate::config::{Config, ConfigError, DEFAULT_FILE};
+use crate::doctor::{self, Wishes};
 use crate::fleet::Snapshot;
 use crate::reference::{Made, Sources, make_reference};
 use crate::{run, status_socket};
 use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand};
+use keylime_mqtt_broker_config::{Report, Step};
 use std::io::{IsTerminal as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 use tracing_subscriber::EnvFilter;
+
+/// Exit code of a command that did what was asked
+const SUCCESS: u8 = 0;
+/// Exit code of the doctor for a wrong configuration; clap uses the same for a wrong command line
+const WRONG_CONFIGURATION: u8 = 2;
 
 /// Drives Keylime on behalf of devices that reach nothing but an MQTT broker
 #[derive(Debug, Parser)]
@@ -53,12 +60,41 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Walks the way of the data, from the broker to Keylime, and says what works, what does not, and what to do
+    ///
+    /// May run beside the bridge. Asks Keylime for nothing but its version. Run it as the bridge's user: a missing ticket_key_file is made.
+    #[command(
+        after_help = "Exits with 0 when all is well, 1 when something failed or was found, 2 when the configuration is wrong."
+    )]
+    Doctor(DoctorArguments),
     /// Makes a reference: a file known to devices and bridge, so that what it holds of their logs need not travel
     ///
     /// Give at least one of --policy, --ima and --uefi. The result goes to every device of the kind and to every bridge; the command says where. It holds
     /// no secret, and nothing in it can make an attestation pass: a device with another reference or none is attested all the same, at more bytes.
     /// Needs no configuration.
     Reference(ReferenceArguments),
+}
+
+#[derive(Debug, Args)]
+struct DoctorArguments {
+    /// Prints the steps as JSON, at the end
+    #[arg(long)]
+    json: bool,
+    /// Logs in at the broker although a bridge runs here: one that takes client ids from certificates ends that bridge's connection for a moment
+    #[arg(long)]
+    login_too: bool,
+    /// Keylime's verifier.conf, to check its settings against the fleet
+    #[arg(long, value_name = "FILE")]
+    verifier_conf: Option<PathBuf>,
+    /// With --verifier-conf: devices of the fleet, where the admission list does not have them all
+    #[arg(long, value_name = "N", requires = "verifier_conf")]
+    devices: Option<u64>,
+    /// With --verifier-conf: longest sleep of a device
+    #[arg(long, value_name = "SECONDS", requires = "verifier_conf")]
+    sleep: Option<u64>,
+    /// With --verifier-conf: how long an attestation takes over the slowest link
+    #[arg(long, value_name = "SECONDS", requires = "verifier_conf")]
+    answer: Option<u64>,
 }
 
 #[derive(Debug, Args)]
@@ -89,15 +125,20 @@ impl Cli {
     ///
     /// # Errors
     /// Whatever an operator has to know.
-    pub async fn execute(self) -> anyhow::Result<()> {
+    pub async fn execute(self) -> anyhow::Result<u8> {
         if let Command::Reference(arguments) = self.command {
             let ReferenceArguments { inputs: ReferenceInputs { policy, ima, uefi }, output } = arguments;
             let made = make_reference(&Sources { policy, ima, uefi }, &output)?;
-            return Ok(say(&what_next(&made, &output))?);
+            say(&what_next(&made, &output))?;
+            return Ok(SUCCESS);
         }
-        let config = Config::read(&self.source.config, &self.source.overrides)?;
+        let config = Config::read(&self.source.config, &self.source.overrides);
+        if let Command::Doctor(arguments) = self.command {
+            return examine(config, &self.source.config, arguments).await;
+        }
+        let config = config?;
         match self.command {
-            Command::Reference(_) => {}
+            Command::Reference(_) | Command::Doctor(_) => {}
             Command::Run => {
                 start_logging(&self.source.log)?;
                 run::run(config.check()?).await?;
@@ -111,8 +152,31 @@ impl Cli {
                 say(&if json { serde_json::to_string_pretty(&snapshot)? + "\n" } else { table(&snapshot) })?;
             }
         }
-        Ok(())
+        Ok(SUCCESS)
     }
+}
+
+/// The steps on standard output: each as soon as it is known, or all of them as JSON
+async fn examine(
+    config: Result<Config, ConfigError>,
+    file: &Path,
+    arguments: DoctorArguments,
+) -> anyhow::Result<u8> {
+    let DoctorArguments { json, login_too, verifier_conf, devices, sleep, answer } = arguments;
+    let shown: fn(&Step) = |step| println!("{step}");
+    let mut report = Report::new(doctor::PROGRAM, (!json).then_some(shown));
+    let is_configured = match config {
+        Ok(config) => {
+            let wishes = Wishes { login_too, verifier_conf, devices, sleep, answer };
+            doctor::examine(config, &wishes, &mut report).await
+        }
+        Err(error) => {
+            report.add(Step::error("configuration", &error).of(file.display().to_string()));
+            false
+        }
+    };
+    say(&if json { serde_json::to_string_pretty(&report)? + "\n" } else { report.summary() + "\n" })?;
+    Ok(if is_configured { report.exit_code() } else { WRONG_CONFIGURATION })
 }
 
 fn start_logging(filter: &str) -> anyhow::Result<()> {

@@ -14,6 +14,7 @@
 pub mod admission;
 mod commands;
 pub mod config;
+pub mod doctor;
 pub mod fleet;
 pub mod keylime;
 pub mod reference;

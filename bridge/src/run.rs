@@ -98,7 +98,7 @@ fn dangers(checked: &Checked) -> impl Iterator<Item = &'static str> {
 }
 
 /// One name per bridge: two clients of one id throw each other out of the broker for ever
-fn client_id(checked: &Checked) -> String {
+pub(crate) fn client_id(checked: &Checked) -> String {
     match (checked.broker.client_id(), &checked.via) {
         (Some(id), _) => id.to_owned(),
         (None, Some(via)) => format!("{CLIENT_ID}-{via}"),

@@ -6,6 +6,7 @@
 
 use std::{
     hash::{BuildHasher, RandomState},
+    path::Path,
     sync::Arc,
     time::Duration,
 };
@@ -67,6 +68,11 @@ impl Credentials {
     /// One for all connections until the files change, so that TLS sessions resume.
     pub(crate) fn config(&self) -> &Arc<ClientConfig> {
         &self.config
+    }
+
+    /// The file of this client's certificate.
+    pub(crate) fn certificate_file(&self) -> &Path {
+        &self.files.cert
     }
 
     /// Looks at the files and takes up what changed.

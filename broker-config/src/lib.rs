@@ -30,6 +30,7 @@ mod backoff;
 mod brokers;
 mod connection;
 mod credentials;
+mod doctor;
 mod driver;
 mod eventloop;
 mod ledger;
@@ -47,9 +48,8 @@ mod settings;
 mod subscriptions;
 mod tls;
 
+pub use doctor::{Arrived, Report, State, Step, Visit, VisitError};
 pub use link::{Incoming, Link, LinkEvent, PublishError, Qos, Traffic, Will, connect};
-pub use path::Milestone;
-pub use probe::Probe;
 pub use settings::{
     BrokerSettings, CheckedBroker, FallbackBroker, Headers, ProxyChoice, ProxySettings, ProxySettingsError,
     SettingsError, Transport,

@@ -210,10 +210,7 @@ impl Link {
     /// The largest payload in bytes that [`Link::publish`] takes for this topic now. It becomes smaller when the broker
     /// closes connections over larger ones.
     pub fn payload_limit(&self, topic: &str) -> usize {
-        self.shared
-            .packets
-            .bytes()
-            .saturating_sub(LARGEST_FIXED_HEADER + TOPIC_LENGTH + topic.len() + PACKET_ID)
+        Letter::payload_limit(self.shared.packets.bytes(), topic)
     }
 
     /// Sends what is queued, for at most ten seconds, says DISCONNECT so that the will is not published, and
@@ -267,6 +264,11 @@ const PACKET_ID: usize = 2;
 const EVENT_OVERHEAD: usize = 64;
 
 impl Letter {
+    /// The largest payload to this topic that a packet of `max_packet` bytes has room for.
+    pub(crate) fn payload_limit(max_packet: usize, topic: &str) -> usize {
+        max_packet.saturating_sub(LARGEST_FIXED_HEADER + TOPIC_LENGTH + topic.len() + PACKET_ID)
+    }
+
     /// An upper bound, exact but for the few bytes a small packet saves in its length field.
     pub(crate) fn packet_size(&self) -> usize {
         LARGEST_FIXED_HEADER + TOPIC_LENGTH + self.topic.len() + PACKET_ID + self.payload.len()

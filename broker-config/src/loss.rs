@@ -98,6 +98,11 @@ pub(crate) enum Loss {
         "no acknowledgement for {seconds} s (broker.ack_timeout_seconds): the network or the broker hangs"
     )]
     AckOverdue { seconds: u64 },
+    /// On a visit, where one answer is waited for.
+    #[error(
+        "the broker did not answer within {seconds} s (broker.ack_timeout_seconds): the network or the broker hangs"
+    )]
+    Unanswered { seconds: u64 },
     #[error(
         "the broker sent a packet of {size} bytes, more than this client can even skip: look for a retained message of that size and set a message size limit in the broker"
     )]

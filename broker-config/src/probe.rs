@@ -4,36 +4,35 @@ use std::time::Duration;
 
 use tokio::time::timeout;
 
-use crate::{loss::Loss, path::Milestone, settings::CheckedBroker};
+use crate::{
+    loss::Loss,
+    path::Milestone,
+    settings::{Broker, CheckedBroker},
+};
 
 /// What a walk to one broker met.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Probe {
+pub(crate) struct Probe {
     /// `host:port`.
-    pub broker: String,
+    pub(crate) broker: String,
     /// The steps that were passed, in order.
-    pub passed: Vec<Milestone>,
+    pub(crate) passed: Vec<Milestone>,
     /// Why the walk ended before TLS, or the WebSocket, stood: what happened, whose fault it is, what to do.
-    pub failure: Option<String>,
+    pub(crate) failure: Option<String>,
 }
 
 impl CheckedBroker {
-    /// Walks to the first broker and to each fallback, one after the other, each for at most
-    /// `connect_timeout_seconds`. Nothing of MQTT is said, so a running client of the same id is left alone; with
-    /// TLS 1.3 a broker that refuses this client's certificate says so only afterwards.
-    pub async fn probe(&self) -> Vec<Probe> {
+    /// Walks to one of its brokers, for at most `connect_timeout_seconds`. Nothing of MQTT is said, so a running client of
+    /// the same id is left alone; with TLS 1.3 a broker that refuses this client's certificate says so only afterwards.
+    pub(crate) async fn walk(&self, broker: &Broker) -> Probe {
         let limit = Duration::from_secs(self.settings.connect_timeout_seconds.into());
-        let mut probes = Vec::new();
-        for broker in [&self.first].into_iter().chain(&self.fallbacks) {
-            let mut passed = Vec::new();
-            let way = timeout(limit, broker.route.open(broker.credentials.config(), &mut passed)).await;
-            let failure = match way {
-                Ok(Ok(_)) => None,
-                Ok(Err(error)) => Some(Loss::from_path(error).to_string()),
-                Err(_) => Some(Loss::timed_out(&passed).to_string()),
-            };
-            probes.push(Probe { broker: broker.route.address(), passed, failure });
-        }
-        probes
+        let mut passed = Vec::new();
+        let way = timeout(limit, broker.route.open(broker.credentials.config(), &mut passed)).await;
+        let failure = match way {
+            Ok(Ok(_)) => None,
+            Ok(Err(error)) => Some(Loss::from_path(error).to_string()),
+            Err(_) => Some(Loss::timed_out(&passed).to_string()),
+        };
+        Probe { broker: broker.route.address(), passed, failure }
     }
 }

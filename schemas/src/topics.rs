@@ -121,6 +121,15 @@ impl Default for Topics {
     }
 }
 
+impl Topic {
+    /// The device that it is of.
+    pub fn agent_id(&self) -> &AgentId {
+        match self {
+            Self::Evidence(id, _) | Self::Challenge(id) | Self::Result(id) | Self::Presence(id) => id,
+        }
+    }
+}
+
 impl Topics {
     /// Topics under `prefix`, which must leave room for the longest id and name.
     pub fn new(prefix: &str) -> Result<Self, TopicError> {
@@ -175,6 +184,19 @@ impl Topics {
     /// The filter a relying party subscribes to.
     pub fn results_filter(&self) -> String {
         format!("{}/+/result", self.prefix)
+    }
+
+    /// The filter for every bridge's own status.
+    pub fn bridges_filter(&self) -> String {
+        format!("{}-bridge/+", self.prefix)
+    }
+
+    /// Filters for all that is said to, by and of devices: what a device must not be able to read.
+    pub fn all_devices_filters(&self) -> Vec<String> {
+        ["presence", "result", "challenge", "evidence"]
+            .iter()
+            .map(|topic| format!("{}/+/{topic}", self.prefix))
+            .collect()
     }
 
     /// Reads a topic.

@@ -1,6 +1,6 @@
 //! Between payloads and messages: codec and fragments together, with what each direction may do.
 //!
-//! A device's answers may be fragmented; its first words (`Enrol`, `Ready`) and everything from a bridge may not.
+//! A device's answers may be fragmented; its first words (`Enrol`, `Ready`, `Hello`) and everything from a bridge may not.
 
 use crate::codec::{CodecError, decode, encode};
 use crate::exchange::Time;
@@ -17,7 +17,7 @@ pub enum WireError {
     /// The message.
     #[error(transparent)]
     Codec(#[from] CodecError),
-    /// `Enrol` or `Ready` in fragments or above [`MAX_FIRST_CONTACT`].
+    /// `Enrol`, `Ready` or `Hello` in fragments, or one of the first two above [`MAX_FIRST_CONTACT`].
     #[error("a first contact in fragments or above {MAX_FIRST_CONTACT} bytes")]
     FirstContact,
 }
@@ -31,7 +31,7 @@ pub fn pack_up(up: &Up, message: u32, payload: usize) -> Result<Vec<Vec<u8>>, Co
     let encoded = encode(up)?;
     let size = encoded.len();
     let payloads = split(encoded, message, payload)?;
-    if is_first_contact(up) && (payloads.len() > 1 || size > MAX_FIRST_CONTACT) {
+    if is_too_much_unasked(up, payloads.len() > 1, size) {
         return Err(CodecError::TooLarge(size));
     }
     Ok(payloads)
@@ -42,15 +42,19 @@ pub fn unpack_up(payload: Vec<u8>, reassembly: &mut Reassembly, now: Time) -> Re
     let in_fragments = is_fragment(&payload);
     let Some(encoded) = reassembly.accept(payload, now)? else { return Ok(None) };
     let up: Up = decode(&encoded)?;
-    if is_first_contact(&up) && (in_fragments || encoded.len() > MAX_FIRST_CONTACT) {
+    if is_too_much_unasked(&up, in_fragments, encoded.len()) {
         return Err(WireError::FirstContact);
     }
     Ok(Some(up))
 }
 
-/// What a device says unasked.
-fn is_first_contact(up: &Up) -> bool {
-    matches!(up, Up::Enrol(_) | Up::Ready(_) | Up::Unchanged(_))
+/// What a device says unasked is small and whole; a `Hello` may fill one payload, for that is what it tries.
+fn is_too_much_unasked(up: &Up, in_fragments: bool, size: usize) -> bool {
+    match up {
+        Up::Enrol(_) | Up::Ready(_) | Up::Unchanged(_) => in_fragments || size > MAX_FIRST_CONTACT,
+        Up::Hello(_) => in_fragments,
+        _ => false,
+    }
 }
 
 /// A bridge's message as one payload.

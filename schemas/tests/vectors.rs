@@ -17,9 +17,9 @@ use keylime_mqtt_schemas::codec::{decode, encode};
 use keylime_mqtt_schemas::fragment::Reassembly;
 use keylime_mqtt_schemas::messages::{
     Accepted, Activation, Blob, BootMarker, Bounded, Brief, Challenge, Credential, Digest, Down, Enrol,
-    Enrolled, Evidence, ImaSegment, Later, LaterReason, LogKind, Need, Nonce, NonceTag, NotYet, NotYetReason,
-    Outcome, PcrMask, PcrTag, PcrValues, Presence, Proof, Prove, Question, Quote, Ready, ReadyTag, Refused,
-    RefusedReason, Signed, State, Statement, UefiLog, Unchanged, Up,
+    Enrolled, Evidence, Heard, Hello, HelloTag, ImaSegment, Later, LaterReason, LogKind, Need, Nonce,
+    NonceTag, NotYet, NotYetReason, Outcome, PcrMask, PcrTag, PcrValues, Presence, Proof, Prove, Question,
+    Quote, Ready, ReadyTag, Refused, RefusedReason, Signed, State, Statement, Told, UefiLog, Unchanged, Up,
 };
 use keylime_mqtt_schemas::topics::Topics;
 use keylime_mqtt_schemas::wire::{pack_up, unpack_down, unpack_up};
@@ -218,6 +218,9 @@ fn ups() -> Vec<(&'static str, Up)> {
     };
     let not_yet = |reason| Up::NotYet(NotYet { tag: tag(), reason, seconds: 60 });
     let unchanged = |ima_entries| Up::Unchanged(Unchanged { ready: ReadyTag::from([0x4e; 8]), ima_entries });
+    let hello = |padding: Option<&str>| {
+        Up::Hello(Hello { tag: HelloTag::from([0x4e; 8]), padding: padding.map(bounded) })
+    };
     let blob = |log, offset, part: &str, total| {
         Up::Blob(Blob { log, boot: boot().tag(), offset, part: bounded(part), total })
     };
@@ -256,6 +259,8 @@ fn ups() -> Vec<(&'static str, Up)> {
         ("not-yet-log", not_yet(NotYetReason::Log)),
         ("unchanged", unchanged(None)),
         ("unchanged-with-ima", unchanged(Some(1311))),
+        ("hello", hello(None)),
+        ("hello-with-padding", hello(Some("00000000"))),
     ]
 }
 
@@ -284,6 +289,7 @@ fn downs() -> Vec<(&'static str, Down)> {
     let accepted = |outcome| Question::Accepted(Accepted { seconds: 60, outcome });
     let later = |reason| Question::Later(Later { seconds: 300, reason });
     let refused = |reason| Question::Refused(Refused { seconds: 3600, reason });
+    let heard = |told| Question::Heard(Heard { tag: HelloTag::from([0x4e; 8]), told });
     let questions = [
         ("credential", Question::Credential(Credential { blob: bounded("badcc0de00000001") })),
         ("enrolled", Question::Enrolled(Enrolled {})),
@@ -317,6 +323,10 @@ fn downs() -> Vec<(&'static str, Down)> {
         ("refused-offer", refused(RefusedReason::Offer)),
         ("refused-boot", refused(RefusedReason::Boot)),
         ("refused-sleep", refused(RefusedReason::Sleep)),
+        ("heard", heard(None)),
+        ("heard-waiting", heard(Some(Told::Later(LaterReason::NotEnrolled)))),
+        ("heard-refused", heard(Some(Told::Refused(RefusedReason::NoCertificate)))),
+        ("heard-attested", heard(Some(Told::Attested(Outcome::Fail)))),
     ];
     let via = |name| (name == "challenge-full").then(|| "bridge-2".parse().unwrap());
     questions.into_iter().map(|(name, question)| (name, Down { question, via: via(name) })).collect()

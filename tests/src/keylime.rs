@@ -91,6 +91,11 @@ impl Keylime {
         self.dir.join("conf")
     }
 
+    /// The verifier's settings.
+    pub fn verifier_conf(&self) -> PathBuf {
+        self.configuration().join("verifier.conf")
+    }
+
     /// KEYLIME_DIR: CA, databases.
     pub fn state(&self) -> PathBuf {
         self.dir.join("state")

@@ -70,16 +70,26 @@ impl UefiLog {
         Ok(&self.packed.insert(packed).bytes)
     }
 
-    fn load(&self) -> Result<(Summary, Vec<u8>), LogError> {
-        let unreadable = |source| LogError::unreadable(KEY, &self.path)(source);
+    /// The log as the file has it now.
+    ///
+    /// # Errors
+    /// Also when the file is empty or holds more than [`MAX_UEFI_LOG`] bytes.
+    pub fn bytes(path: &Path) -> Result<Vec<u8>, LogError> {
+        let unreadable = |source| LogError::unreadable(KEY, path)(source);
         let mut bytes = Vec::new();
-        let file = File::open(&self.path).map_err(unreadable)?;
+        let file = File::open(path).map_err(unreadable)?;
         file.take(u64::from(MAX_UEFI_LOG) + 1).read_to_end(&mut bytes).map_err(unreadable)?;
-        let size = u32::try_from(bytes.len()).ok().filter(|size| (1..=MAX_UEFI_LOG).contains(size));
-        let Some(size) = size else {
+        let fits = u32::try_from(bytes.len()).is_ok_and(|size| (1..=MAX_UEFI_LOG).contains(&size));
+        if !fits {
             let expected = "a UEFI event log (binary_bios_measurements)";
-            return Err(LogError::NotThat { key: KEY, path: self.path.clone(), expected });
-        };
+            return Err(LogError::NotThat { key: KEY, path: path.to_owned(), expected });
+        }
+        Ok(bytes)
+    }
+
+    fn load(&self) -> Result<(Summary, Vec<u8>), LogError> {
+        let bytes = Self::bytes(&self.path)?;
+        let size = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
         Ok((Summary { digest: Digest::of(&[&bytes]), size }, bytes))
     }
 }

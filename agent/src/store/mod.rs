@@ -128,6 +128,12 @@ impl Store {
         Ok(Self { state, directory: directory.to_owned(), shown, lock: None })
     }
 
+    /// Whether an agent runs with this directory. Creates nothing.
+    pub fn is_in_use(directory: &Path) -> bool {
+        let Ok(file) = File::open(directory.join(LOCK)) else { return false };
+        Flock::lock(file, FlockArg::LockSharedNonblock).is_err()
+    }
+
     /// What is kept.
     pub fn state(&self) -> &State {
         &self.state
@@ -302,7 +308,9 @@ mod tests {
         let running = Store::open(base.path()).unwrap();
         assert!(matches!(Store::open(base.path()), Err(StoreError::InUse { .. })));
         Store::peek(base.path()).unwrap();
+        assert!(Store::is_in_use(base.path()));
         drop(running);
+        assert!(!Store::is_in_use(base.path()));
         Store::open(base.path()).unwrap();
     }
 

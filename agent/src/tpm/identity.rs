@@ -58,7 +58,7 @@ pub fn ek_certificate_issuer(der: &[u8]) -> Option<String> {
 }
 
 /// Hex SHA-256 of the PEM text that OpenSSL would write (keylime/rust-keylime, `hash_ek.rs`).
-fn hash_ek(ek: &Public) -> Result<String, TpmError> {
+pub(super) fn hash_ek(ek: &Public) -> Result<String, TpmError> {
     let Public::Rsa { unique, parameters, .. } = ek else { return Err(MALFORMED) };
     let exponent = match parameters.exponent().value() {
         0 => DEFAULT_EXPONENT,

@@ -16,6 +16,7 @@ mod ak;
 mod certify;
 mod ek;
 mod error;
+mod health;
 mod identity;
 mod open;
 mod quote;
@@ -29,6 +30,7 @@ use zeroize::Zeroizing;
 
 pub use ak::{AkName, SavedAk};
 pub use error::{TpmCode, TpmError};
+pub use health::Health;
 pub use identity::{Identity, ek_certificate_issuer};
 pub use quote::{Clock, PCR_COUNT, Quoted};
 
@@ -76,6 +78,12 @@ impl Tpm {
     /// Whether the settings name a TPM at all, without reaching for it.
     pub fn check(settings: &TpmSettings) -> Result<(), TpmError> {
         service::parse_tcti(&settings.tcti).map(drop)
+    }
+
+    /// How the TPM is, over a connection of its own that neither loads nor makes an AK.
+    pub async fn health(settings: TpmSettings) -> Result<Health, TpmError> {
+        let service = Service::spawn(settings, None)?;
+        service.call_within(EK_CREATION_TIMEOUT, "health", service::Device::health).await
     }
 
     /// Who this device is, with the AK in use now. The caller persists [`Identity::saved_ak`] and sees from
@@ -145,6 +153,9 @@ impl Tpm {
 
 /// Longest wait for [`Tpm::start`]: discrete TPMs were seen to take up to two minutes for one RSA key, and two are made.
 pub const KEY_CREATION_TIMEOUT: Duration = Duration::from_secs(300);
+
+/// Longest wait for [`Tpm::health`], which may have to make the EK: who asks how a TPM is wants to hear that it hangs.
+const EK_CREATION_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// The kernel gives a TPM command at most 300 s; one that takes longer than this will not come back.
 pub const HOPELESS_AFTER: Duration = Duration::from_secs(330);

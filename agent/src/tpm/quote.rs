@@ -1,5 +1,6 @@
 //! TPM2_Quote, the PCRs it covers, and the clock it carries.
 
+use tss_esapi::Context;
 use tss_esapi::interface_types::algorithm::HashingAlgorithm;
 use tss_esapi::interface_types::session_handles::AuthSession;
 use tss_esapi::structures::{AttestInfo, Data, PcrSelectionList, PcrSlot, SignatureScheme};
@@ -78,11 +79,16 @@ pub(super) fn clock(open: &mut Opened) -> Result<Clock, Failure> {
 
 /// PCR values, as many TPM2_PCR_Read as it takes: a TPM returns eight at once.
 pub(super) fn pcrs(open: &mut Opened, mask: u32) -> Result<Vec<[u8; 32]>, Failure> {
+    pcr_values(&mut open.context, mask)
+}
+
+/// As [`pcrs`], without an AK.
+pub(super) fn pcr_values(context: &mut Context, mask: u32) -> Result<Vec<[u8; 32]>, Failure> {
     selection(mask)?;
     let mut values = Vec::new();
     let mut left = mask;
     while left != 0 {
-        let (_, returned, digests) = open.context.pcr_read(selection(left)?)?;
+        let (_, returned, digests) = context.pcr_read(selection(left)?)?;
         let read = selected(&returned);
         // Lowest first, so what comes back must be the lowest of what was asked for.
         if read == 0 || read & !left != 0 || (left & !read) & lower_than_highest(read) != 0 {

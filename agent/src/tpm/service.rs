@@ -15,6 +15,7 @@ use tss_esapi::tcti_ldr::TctiNameConf;
 use super::TpmSettings;
 use super::ak::{AkName, SavedAk};
 use super::error::{Failure, TpmCode, TpmError};
+use super::health::{self, Health};
 use super::identity::Identity;
 use super::open::{self, Opened};
 use super::reaction::{Reaction, reaction};
@@ -192,15 +193,28 @@ impl Device {
         self.opened = None;
     }
 
+    /// Looks at the TPM over a connection of its own.
+    pub(super) fn health(&mut self) -> Result<Health, TpmError> {
+        self.repeat_attempt("health", &|device| health::health(&device.tcti, device.settings.ek_handle))
+    }
+
     fn repeat<T>(
         &mut self,
         operation: &'static str,
         work: &dyn Fn(&mut Opened) -> Result<T, Failure>,
     ) -> Result<T, TpmError> {
+        self.repeat_attempt(operation, &|device| device.opened().and_then(work))
+    }
+
+    fn repeat_attempt<T>(
+        &mut self,
+        operation: &'static str,
+        attempt: &dyn Fn(&mut Self) -> Result<T, Failure>,
+    ) -> Result<T, TpmError> {
         let mut retries = 0;
         let mut reconnections = 0;
         loop {
-            let error = match self.opened().and_then(work) {
+            let error = match attempt(self) {
                 Ok(done) => {
                     self.room = Room::Ours;
                     return Ok(done);

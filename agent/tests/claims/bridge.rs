@@ -16,15 +16,18 @@ use keylime_mqtt_broker_config::{BrokerSettings, Incoming, Link, LinkEvent, Qos,
 use keylime_mqtt_schemas::AgentId;
 use keylime_mqtt_schemas::codec::decode;
 use keylime_mqtt_schemas::fragment::Reassembly;
-use keylime_mqtt_schemas::messages::{Down, Presence, Question, Up};
+use keylime_mqtt_schemas::messages::{BridgeStatus, Down, Presence, Question, Up};
 use keylime_mqtt_schemas::topics::{Topic, Topics};
 use keylime_mqtt_schemas::wire::{pack_down, unpack_up};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, date_time_ymd};
 
 /// Everything in these tests happens within seconds; on a loaded machine within many.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Written for the bridge's usual name.
+const SHIPPED_ACL: &str = include_str!("../../../broker-config/mosquitto/acl");
 
 /// Directory with certificates, broker, agent's files.
 pub(crate) struct Site {
@@ -36,14 +39,26 @@ pub(crate) struct Site {
 
 impl Site {
     pub(crate) fn new() -> Self {
+        Self::with("allow_anonymous true")
+    }
+
+    /// With the shipped ACL, by which a certificate's common name opens its own topics.
+    pub(crate) fn with_acl() -> Self {
+        Self::with("use_identity_as_username true\nacl_file DIRECTORY/acl")
+    }
+
+    /// With further lines in the broker's configuration.
+    pub(crate) fn with(conf: &str) -> Self {
         let directory = tempfile::tempdir().unwrap();
         issue_certificates(directory.path());
         let port = TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap().port();
         let at = directory.path().display();
         let conf = format!(
             "listener {port} 127.0.0.1\ncafile {at}/ca.pem\ncertfile {at}/broker.pem\nkeyfile {at}/broker.key\n\
-             require_certificate true\nallow_anonymous true\nlog_dest stderr\nlog_type information\nuser root\n"
+             require_certificate true\nlog_dest stderr\nlog_type information\nuser root\n{}\n",
+            conf.replace("DIRECTORY", &at.to_string())
         );
+        fs::write(directory.path().join("acl"), SHIPPED_ACL.replace("keylime-bridge", "bridge")).unwrap();
         fs::write(directory.path().join("mosquitto.conf"), conf).unwrap();
         fs::write(directory.path().join("boot_id"), "a boot").unwrap();
         fs::write(directory.path().join("boot_time"), "1790000000").unwrap();
@@ -129,6 +144,22 @@ impl Bridge {
 
     pub(crate) fn say_bytes(&self, payload: Vec<u8>) {
         self.link.publish(&self.topics.challenge(&self.id), payload, Qos::AtLeastOnce, false).unwrap();
+    }
+
+    /// Leaves its status, as a bridge does when it connects and when it goes.
+    pub(crate) fn leave_status(&self, online: bool) {
+        let status = serde_json::to_vec(&BridgeStatus { online, since: 1 }).unwrap();
+        self.retain("keylime/v1-bridge/bridge", &status);
+    }
+
+    /// Leaves this with the broker.
+    pub(crate) fn retain(&self, topic: &str, payload: &[u8]) {
+        self.link.publish(topic, payload.to_vec(), Qos::AtLeastOnce, true).unwrap();
+    }
+
+    /// Ends its connection once all it said has arrived.
+    pub(crate) async fn goes(self) {
+        self.link.shutdown().await;
     }
 
     /// The next thing the device says.
@@ -253,9 +284,14 @@ fn issue_certificates(directory: &Path) {
     let ca_key = KeyPair::generate().unwrap();
     fs::write(directory.join("ca.pem"), ca.self_signed(&ca_key).unwrap().pem()).unwrap();
     let issuer = Issuer::new(ca, ca_key);
-    for (name, hosts) in [("broker", &["localhost"][..]), ("agent", &[]), ("bridge", &[])] {
+    let clients = ["agent", "bridge", "gateway-7", "expired"].map(|name| (name, &[][..]));
+    for (name, hosts) in [("broker", &["localhost"][..])].into_iter().chain(clients) {
         let key = KeyPair::generate().unwrap();
-        let certificate = named(name, hosts).signed_by(&key, &issuer).unwrap();
+        let mut params = named(name, hosts);
+        if name == "expired" {
+            (params.not_before, params.not_after) = (date_time_ymd(2019, 1, 1), date_time_ymd(2020, 1, 1));
+        }
+        let certificate = params.signed_by(&key, &issuer).unwrap();
         fs::write(directory.join(format!("{name}.pem")), certificate.pem()).unwrap();
         let key_file = directory.join(format!("{name}.key"));
         fs::write(&key_file, key.serialize_pem()).unwrap();

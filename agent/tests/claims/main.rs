@@ -7,6 +7,7 @@ mod bridge;
 mod command_line;
 mod counted;
 mod device;
+mod doctor;
 mod evidence;
 mod holder;
 mod kernel;

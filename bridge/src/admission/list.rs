@@ -84,6 +84,16 @@ impl AdmissionList {
         Ok(true)
     }
 
+    /// How many ids it has
+    pub fn len(&self) -> usize {
+        self.ids.len()
+    }
+
+    /// Whether it has none
+    pub fn is_empty(&self) -> bool {
+        self.ids.is_empty()
+    }
+
     /// The EK that may bear an id
     pub fn ek_hash_of(&self, id: &str) -> Option<&EkHash> {
         self.ids.get(id)

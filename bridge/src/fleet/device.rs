@@ -15,6 +15,7 @@ pub(super) struct Device {
     pub(super) relay: Relay,
     pub(super) reassembly: Reassembly,
     pub(super) allowance: Allowance,
+    pub(super) hellos: Allowance,
     pub(super) memory: Memory,
     /// When its relay wants to be called, as it stands in the fleet's timers
     pub(super) timer: Option<Time>,
@@ -42,6 +43,7 @@ impl Device {
             relay: Relay::new(id.clone(), settings),
             reassembly: Reassembly::default(),
             allowance: Allowance::new(now),
+            hellos: Allowance::of_hellos(now),
             memory: Memory::default(),
             timer: None,
             heard: now,

@@ -11,23 +11,36 @@ const BURST: f64 = 256.0;
 /// Messages per second that a device may go on sending
 const RATE: f64 = 32.0;
 
+/// `Hello`s answered at once: a run of the doctor sends two or three, and an operator looks again and again
+const HELLO_BURST: f64 = 20.0;
+/// `Hello`s answered per second afterwards: they may be large and bring no attestation nearer
+const HELLO_RATE: f64 = 0.5;
+
 /// One device's allowance
 #[derive(Debug)]
 pub(super) struct Allowance {
     left: f64,
     at: Time,
+    burst: f64,
+    rate: f64,
 }
 
 impl Allowance {
+    /// Of messages
     pub(super) fn new(now: Time) -> Self {
-        Self { left: BURST, at: now }
+        Self { left: BURST, at: now, burst: BURST, rate: RATE }
+    }
+
+    /// Of answers to the doctor
+    pub(super) fn of_hellos(now: Time) -> Self {
+        Self { left: HELLO_BURST, at: now, burst: HELLO_BURST, rate: HELLO_RATE }
     }
 
     /// Whether one more message is within it
     pub(super) fn take(&mut self, now: Time) -> bool {
         let passed = now.saturating_sub(self.at);
         self.at = self.at.max(now);
-        self.left = (self.left + passed.as_secs_f64() * RATE).min(BURST);
+        self.left = (self.left + passed.as_secs_f64() * self.rate).min(self.burst);
         if self.left < 1.0 {
             return false;
         }

@@ -81,8 +81,10 @@ impl<O: Outbox> Fleet<O> {
         let before = device.reassembly.held();
         let unpacked = unpack_up(payload, &mut device.reassembly, now);
         let after = device.reassembly.held();
+        let asks_too_often = matches!(unpacked, Ok(Some(Up::Hello(_)))) && !device.hellos.take(now);
         self.held = (self.held + after).saturating_sub(before);
         match unpacked {
+            Ok(Some(_)) if asks_too_often => self.refuse(id, "Hello", "more than a device may ask"),
             Ok(Some(up)) => {
                 let ticket = match &up {
                     Up::Ready(ready) => ready.ticket.as_ref(),

@@ -20,6 +20,7 @@ mod submission;
 mod token;
 mod trust;
 mod unavailable;
+mod version;
 
 pub use attestation::{Capabilities, Challenged, EvidenceType, Offered};
 pub use endpoint::{EndpointError, EndpointSettings};
@@ -30,6 +31,7 @@ pub use submission::{EvidenceBody, ImaSegment, Submission, UefiText};
 pub use token::{SessionToken, TokenError};
 pub use trust::{TrustError, trust_from_ca_file};
 pub use unavailable::{Reason, Unavailable};
+pub use version::VerifierMode;
 
 use endpoint::Endpoint;
 

@@ -20,7 +20,7 @@ const NO_ADDRESS: (&str, u16) = ("127.0.0.1", 9002);
 /// The registrar's REST interface, as an agent may use it
 #[derive(Debug)]
 pub struct Registrar {
-    endpoint: Endpoint,
+    pub(super) endpoint: Endpoint,
 }
 
 /// What came of a registration

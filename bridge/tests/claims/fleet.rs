@@ -6,9 +6,12 @@ use crate::world::{Device, World, keylime};
 use keylime_mqtt_broker_config::LinkEvent;
 use keylime_mqtt_schemas::AgentId;
 use keylime_mqtt_schemas::codec;
+use keylime_mqtt_schemas::fragment::MAX_PAYLOAD;
+use keylime_mqtt_schemas::messages::limits::MAX_PADDING;
 use keylime_mqtt_schemas::messages::{
-    Bounded, Enrol, LaterReason, Presence, Question, RefusedReason, Up, Verdict,
+    Bounded, Enrol, Heard, Hello, HelloTag, LaterReason, Presence, Question, RefusedReason, Up, Verdict,
 };
+use keylime_mqtt_schemas::wire::pack_up;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
@@ -213,4 +216,36 @@ async fn a_bridge_that_restarts_needs_no_new_session_for_a_device_with_a_ticket(
     second.says(&device.id, &device.evidence(&nonce, 0)).await;
     second.result(&device.id, Verdict::Pass).await;
     assert_eq!(first.requests_like("POST /v3.0/sessions"), sessions);
+}
+
+#[tokio::test]
+async fn a_hello_is_answered_for_a_device_never_heard_of_and_a_flood_of_them_is_not() {
+    let world = World::passing().await;
+    let id: AgentId = "gateway-1".parse().unwrap();
+    let hello = |tag: u8, size: usize| {
+        let padding = Some(Bounded::try_from(vec![0; size]).unwrap());
+        Up::Hello(Hello { tag: HelloTag::from([tag; 8]), padding })
+    };
+    let heard = |question| match question {
+        Question::Heard(heard) => Some(heard),
+        _ => None,
+    };
+    // one payload, as large as payloads may be
+    let [payload] = pack_up(&hello(1, MAX_PADDING - 32), 0, MAX_PAYLOAD).unwrap().try_into().unwrap();
+    world.message("keylime/v1/gateway-1/evidence", payload).await;
+    let answer = world.question(&id, "an answer", heard).await;
+    assert_eq!(answer, Heard { tag: HelloTag::from([1; 8]), told: None });
+    for tag in 2..=40 {
+        world.says(&id, &hello(tag, 0)).await;
+    }
+    world.refused("Hello", "more than a device may ask").await;
+    let answered = world.question(&id, "the last answer", |question| {
+        heard(question).filter(|heard| heard.tag == HelloTag::from([20; 8]))
+    });
+    answered.await;
+    // another device is not the worse for it
+    let other: AgentId = "gateway-2".parse().unwrap();
+    world.says(&other, &hello(1, 0)).await;
+    world.question(&other, "an answer", heard).await;
+    assert_eq!(world.requests_like(""), 0, "Keylime was asked nothing");
 }

@@ -13,6 +13,7 @@ mod admission;
 mod brief_quotes;
 mod configuration;
 mod configured;
+mod doctor;
 mod fixtures;
 mod fleet;
 mod hostile_bytes;

@@ -45,7 +45,7 @@ pub(crate) struct Upgrade {
 
 /// A step of the way that was passed.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Milestone {
+pub(crate) enum Milestone {
     /// A name led to addresses.
     Resolved {
         /// The broker's name, or the proxy's.
@@ -69,6 +69,8 @@ pub enum Milestone {
         version: String,
         /// What the broker chose of the protocols offered, if it chose any.
         alpn: Option<String>,
+        /// The broker's certificate, DER.
+        certificate: Option<Leaf>,
     },
     /// The WebSocket stands.
     Upgraded {
@@ -77,14 +79,24 @@ pub enum Milestone {
     },
 }
 
+/// A certificate as it was shown, DER. Debug output, which is logged with the way, has its size alone.
+#[derive(Clone, PartialEq, Eq)]
+pub(crate) struct Leaf(pub(crate) Vec<u8>);
+
+impl fmt::Debug for Leaf {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "Leaf({} bytes)", self.0.len())
+    }
+}
+
 impl fmt::Display for Milestone {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Resolved { name, addresses } => write!(out, "{name} has {} address(es)", addresses.len()),
             Self::Connected { to } => write!(out, "TCP connection to {to}"),
             Self::Tunnelled { proxy } => write!(out, "tunnel through the proxy {proxy}"),
-            Self::Secured { version, alpn: None } => write!(out, "{version} with the broker"),
-            Self::Secured { version, alpn: Some(alpn) } => {
+            Self::Secured { version, alpn: None, .. } => write!(out, "{version} with the broker"),
+            Self::Secured { version, alpn: Some(alpn), .. } => {
                 write!(out, "{version} with the broker, ALPN {alpn}")
             }
             Self::Upgraded { path } => write!(out, "WebSocket at {path}"),
@@ -171,6 +183,10 @@ impl Route {
         passed.push(Milestone::Secured {
             version: session.protocol_version().map(|version| format!("{version:?}")).unwrap_or_default(),
             alpn: session.alpn_protocol().map(|name| String::from_utf8_lossy(name).into_owned()),
+            certificate: session
+                .peer_certificates()
+                .and_then(|chain| chain.first())
+                .map(|leaf| Leaf(leaf.to_vec())),
         });
         let Some(upgrade) = &self.websocket else { return Ok(Box::new(secured)) };
         let stream = websocket::upgrade(secured, &self.host, self.port, upgrade).await?;

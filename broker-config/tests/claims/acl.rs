@@ -68,21 +68,18 @@ async fn a_device_writes_its_own_evidence_and_presence_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn a_device_reads_its_own_challenge_and_nothing_else() {
+async fn a_device_reads_its_own_challenge_and_the_bridges_status_and_nothing_else() {
     let site = Site::new();
     let bridge = site.client(BRIDGE).await;
     let mut device = site.client("dev-1").await;
     let other = site.client("dev-2").await;
     other.publish("keylime/v1/dev-2/evidence", *b"of another");
     other.publish("keylime/v1/dev-2/presence", *b"of another");
-    for topic in [
-        "keylime/v1/dev-2/challenge",
-        "keylime/v1/dev-2/result",
-        "keylime/v1/dev-1/result",
-        "keylime/v1-bridge/b1",
-    ] {
+    for topic in ["keylime/v1/dev-2/challenge", "keylime/v1/dev-2/result", "keylime/v1/dev-1/result"] {
         bridge.publish(topic, *b"for another");
     }
+    bridge.publish("keylime/v1-bridge/b1", *b"serving");
+    assert_eq!(device.message().await, ("keylime/v1-bridge/b1".into(), b"serving".to_vec()));
     bridge.publish("keylime/v1/dev-1/challenge", *b"own");
     assert_eq!(device.message().await, ("keylime/v1/dev-1/challenge".into(), b"own".to_vec()));
 }
@@ -124,6 +121,7 @@ async fn a_relying_party_reads_results_and_bridge_status_and_writes_nothing() {
     assert_eq!(relying_party.message().await, ("keylime/v1-bridge/b1".into(), b"serving".to_vec()));
     assert_eq!(relying_party.message().await, ("keylime/v1/dev-1/result".into(), b"pass".to_vec()));
     bridge.publish("keylime/v1/dev-1/challenge", *b"true");
+    assert_eq!(device.message().await.1, b"serving");
     assert_eq!(device.message().await.1, b"true");
 }
 

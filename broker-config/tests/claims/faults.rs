@@ -1,5 +1,6 @@
 //! What stands in the way is named, with what to do about it.
 
+use keylime_mqtt_broker_config::{Report, State};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpListener,
@@ -173,7 +174,7 @@ async fn a_silent_way_says_how_far_it_got() {
 }
 
 #[tokio::test]
-async fn a_probe_walks_to_every_broker_and_says_how_far_it_got_without_disturbing_a_client() {
+async fn a_doctor_walks_to_every_broker_and_says_how_far_it_got_without_disturbing_a_client() {
     let pki = Pki::new();
     let broker = Mosquitto::with_websocket(&pki);
     let squid = Squid::open(broker.websocket_port);
@@ -187,17 +188,21 @@ async fn a_probe_walks_to_every_broker_and_says_how_far_it_got_without_disturbin
     let checked = pki.client("client", broker.port, &more);
     let mut client =
         Client::connected(pki.client("client", broker.port, "proxy = 'none'"), "client", &["t"]).await;
-    let probes = checked.probe().await;
-    let [forbidden, open, absent] = &probes[..] else { panic!("three brokers, but {probes:?}") };
-    says(forbidden.failure.as_ref().unwrap(), &["403"]);
-    assert_eq!(open.failure, None);
-    let steps: Vec<String> = open.passed.iter().map(ToString::to_string).collect();
-    for (step, said) in
-        ["address", "TCP connection", "tunnel through", "TLSv1_3", "WebSocket at /mqtt"].iter().zip(&steps)
+    let mut report = Report::new("doctor", None);
+    assert_eq!(checked.check_ways(&mut report).await, [1], "the second is open");
+    let steps: Vec<_> = report.steps().iter().map(|step| (step.step, step.state)).collect();
+    let passed = ["name", "tcp"].map(|step| (step, State::Ok));
+    let forbidden = [("proxy", State::Failed), ("tls", State::NotChecked)];
+    let open = ["name", "tcp", "proxy", "tls", "websocket"].map(|step| (step, State::Ok));
+    let absent = [("name", State::Ok), ("tcp", State::Failed), ("tls", State::NotChecked)];
+    assert_eq!(steps, [&passed[..], &forbidden, &open, &absent].concat());
+    let text: Vec<String> = report.steps().iter().map(ToString::to_string).collect();
+    says(&text[2], &["403"]);
+    for (said, word) in
+        text[4..].iter().zip(["127.0.0.1", "TCP", "tunnel through", "TLSv1_3", "WebSocket at /mqtt"])
     {
-        assert!(said.contains(step), "{said:?} is not {step:?}");
+        says(said, &[word]);
     }
-    assert_eq!(steps.len(), 5);
-    says(absent.failure.as_ref().unwrap(), &["cannot reach the broker", &format!("localhost:{closed}")]);
+    says(&text[10], &["cannot reach the broker", &format!("localhost:{closed}")]);
     client.round_trip("t").await;
 }

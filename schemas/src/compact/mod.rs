@@ -17,7 +17,7 @@ mod uefi;
 
 pub use ima::{pack_ima, unpack_ima};
 pub use reference::{Reference, ReferenceBuilder, ReferenceError};
-pub use uefi::{pack_uefi, unpack_uefi};
+pub use uefi::{UefiShape, pack_uefi, shape_of_uefi, unpack_uefi};
 
 /// Packed bytes cannot be restored. Whoever sent them is asked again; nothing of them is used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]

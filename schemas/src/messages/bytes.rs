@@ -78,6 +78,10 @@ exact_bytes!(
     ReadyTag, 8, shown
 );
 exact_bytes!(
+    /// Of one [`super::Hello`], chosen at random: says which [`super::Heard`] answers it.
+    HelloTag, 8, shown
+);
+exact_bytes!(
     /// A SHA-256 digest.
     Digest, 32, shown
 );

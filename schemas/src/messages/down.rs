@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize, Serializer};
 
-use super::bytes::{BootTag, Bounded, Nonce, NonceTag, PcrMask, PcrTag};
+use super::bytes::{BootTag, Bounded, HelloTag, Nonce, NonceTag, PcrMask, PcrTag};
 use super::kind;
 use super::limits::{MAX_CREDENTIAL, MAX_TICKET};
 use crate::topics::Via;
@@ -41,6 +41,8 @@ pub enum Question {
     Later(Later),
     /// No, until an operator acts.
     Refused(Refused),
+    /// The answer to a [`super::Hello`].
+    Heard(Heard),
 }
 
 impl Question {
@@ -56,6 +58,7 @@ impl Question {
             Self::Accepted(_) => "Accepted",
             Self::Later(_) => "Later",
             Self::Refused(_) => "Refused",
+            Self::Heard(_) => "Heard",
         }
     }
 }
@@ -73,6 +76,7 @@ impl Serialize for Question {
             Self::Accepted(body) => kind::entry(serializer, 6, body),
             Self::Later(body) => kind::entry(serializer, 7, body),
             Self::Refused(body) => kind::entry(serializer, 8, body),
+            Self::Heard(body) => kind::entry(serializer, 9, body),
         }
     }
 }
@@ -297,4 +301,37 @@ pub struct Refused {
     pub seconds: u32,
     /// Why.
     pub reason: RefusedReason,
+}
+
+/// What a bridge last told a device, or did with it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+pub enum Told {
+    /// Come again.
+    Later(LaterReason),
+    /// No, until an operator acts.
+    Refused(RefusedReason),
+    /// What became of its last attestation.
+    Attested(Outcome),
+}
+
+impl Serialize for Told {
+    /// The numbers are those of the derived `Deserialize`: a kind's place in the enum.
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Later(reason) => kind::entry(serializer, 0, reason),
+            Self::Refused(reason) => kind::entry(serializer, 1, reason),
+            Self::Attested(outcome) => kind::entry(serializer, 2, outcome),
+        }
+    }
+}
+
+/// A bridge has heard the device's [`super::Hello`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Heard {
+    /// Which `Hello`.
+    pub tag: HelloTag,
+    /// How the device stands with this bridge; absent when the bridge has told it nothing since it started.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub told: Option<Told>,
 }

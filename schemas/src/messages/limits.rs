@@ -25,5 +25,7 @@ pub const MAX_PART_LINES: usize = 1024 * 1024;
 pub const MAX_UEFI_LOG: u32 = 4 * 1024 * 1024;
 /// The registrar's blob for an RSA EK is 336 bytes.
 pub const MAX_CREDENTIAL: usize = 2048;
+/// What makes a `Hello` as large as a payload may be.
+pub const MAX_PADDING: usize = crate::fragment::MAX_PAYLOAD;
 /// `Enrol` and `Ready` come unasked, so they are small and never fragmented.
 pub const MAX_FIRST_CONTACT: usize = 8 * 1024;

@@ -11,16 +11,16 @@ mod result;
 mod up;
 
 pub use bytes::{
-    AkName, BootMarker, BootTag, Bounded, Digest, NoSuchPcr, Nonce, NonceTag, PcrMask, PcrTag, ReadyTag,
-    TooLong,
+    AkName, BootMarker, BootTag, Bounded, Digest, HelloTag, NoSuchPcr, Nonce, NonceTag, PcrMask, PcrTag,
+    ReadyTag, TooLong,
 };
 pub use down::{
-    Accepted, Challenge, Credential, Down, Enrolled, Later, LaterReason, LogKind, Need, Outcome, Prove,
-    Question, Refused, RefusedReason, State,
+    Accepted, Challenge, Credential, Down, Enrolled, Heard, Later, LaterReason, LogKind, Need, Outcome,
+    Prove, Question, Refused, RefusedReason, State, Told,
 };
 pub use pcrs::{IMA_PCR, PcrValues, ValuesDiffer};
 pub use result::{AttestationResult, BridgeStatus, Verdict};
 pub use up::{
-    Activation, Blob, Brief, Enrol, Evidence, ImaSegment, NotYet, NotYetReason, Presence, Proof, Quote,
-    Ready, Signed, Statement, UefiLog, Unchanged, Up,
+    Activation, Blob, Brief, Enrol, Evidence, Hello, ImaSegment, NotYet, NotYetReason, Presence, Proof,
+    Quote, Ready, Signed, Statement, UefiLog, Unchanged, Up,
 };

@@ -4,11 +4,11 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize, Serializer};
 
-use super::bytes::{BootMarker, BootTag, Bounded, Digest, NonceTag, PcrMask, ReadyTag};
+use super::bytes::{BootMarker, BootTag, Bounded, Digest, HelloTag, NonceTag, PcrMask, ReadyTag};
 use super::kind;
 use super::limits::{
-    MAX_ATTEST, MAX_CERTIFICATE, MAX_INLINE_IMA, MAX_PART, MAX_PUBLIC, MAX_RSA_SIGNATURE, MAX_SIGNATURE,
-    MAX_TICKET,
+    MAX_ATTEST, MAX_CERTIFICATE, MAX_INLINE_IMA, MAX_PADDING, MAX_PART, MAX_PUBLIC, MAX_RSA_SIGNATURE,
+    MAX_SIGNATURE, MAX_TICKET,
 };
 use super::pcrs::PcrValues;
 use crate::codec;
@@ -34,6 +34,8 @@ pub enum Up {
     NotYet(NotYet),
     /// I am here, and as I said in my last [`Ready`].
     Unchanged(Unchanged),
+    /// Does this reach a bridge, and how do I stand with it?
+    Hello(Hello),
 }
 
 impl Up {
@@ -49,6 +51,7 @@ impl Up {
             Self::Statement(_) => "Statement",
             Self::NotYet(_) => "NotYet",
             Self::Unchanged(_) => "Unchanged",
+            Self::Hello(_) => "Hello",
         }
     }
 }
@@ -66,6 +69,7 @@ impl Serialize for Up {
             Self::Statement(body) => kind::entry(serializer, 6, body),
             Self::NotYet(body) => kind::entry(serializer, 7, body),
             Self::Unchanged(body) => kind::entry(serializer, 8, body),
+            Self::Hello(body) => kind::entry(serializer, 9, body),
         }
     }
 }
@@ -300,6 +304,18 @@ pub struct NotYet {
     pub reason: NotYetReason,
     /// When asking again may help, in seconds.
     pub seconds: u32,
+}
+
+/// Asked by the doctor: a 3.1.1 broker acknowledges what it forbids, so only an answer shows that a topic can be used.
+/// Answered with [`super::Heard`] whatever the state of the device, and without effect on it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Hello {
+    /// Comes back in the answer.
+    pub tag: HelloTag,
+    /// Of no meaning: makes the message as large as one that shall pass.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub padding: Option<Bounded<MAX_PADDING>>,
 }
 
 /// Retained on the presence topic: set by the device as it connects, cleared by its last will.

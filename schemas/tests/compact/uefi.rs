@@ -1,7 +1,9 @@
 //! Every UEFI log comes back as it was.
 
 use crate::logs::{NO_LOADER, SECURE, TWO_BANKS, UEFI_LOGS, reference};
-use keylime_mqtt_schemas::compact::{CompactError, Reference, pack_uefi, unpack_uefi};
+use keylime_mqtt_schemas::compact::{
+    CompactError, Reference, UefiShape, pack_uefi, shape_of_uefi, unpack_uefi,
+};
 use proptest::prelude::*;
 use sha1::Sha1;
 use sha2::{Digest, Sha256, Sha384, Sha512};
@@ -16,6 +18,18 @@ fn restored(log: &[u8], reference: Option<&Reference>) -> usize {
         assert!(unpack_uefi(&packed, less, reference).is_err());
     }
     packed.len()
+}
+
+#[test]
+fn how_far_a_log_can_be_read_is_told() {
+    for log in UEFI_LOGS {
+        let whole = shape_of_uefi(log).unwrap();
+        assert!(whole.events > 10 && whole.left == 0, "{whole:?}");
+        let cut = shape_of_uefi(&log[..log.len() - 1]).unwrap();
+        assert!(cut.left > 0, "{cut:?}");
+        assert_eq!(cut.events, whole.events - 1);
+    }
+    assert_eq!(shape_of_uefi(b"not a log"), None::<UefiShape>);
 }
 
 #[test]

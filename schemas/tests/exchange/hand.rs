@@ -73,6 +73,14 @@ impl Hand {
 
     /// From nothing to an open challenge.
     pub(crate) fn challenged(&mut self, now: Time) -> Offer {
+        self.offering(now);
+        let offer = self.offer(now);
+        self.done(Done::Offered(Offered::Opened(offer.clone())), now);
+        offer
+    }
+
+    /// From nothing to the moment when the verifier is asked for a challenge.
+    pub(crate) fn offering(&mut self, now: Time) {
         self.speaks_up(now);
         let (session, nonce) = ("s".to_owned(), Nonce::from([200; 16]));
         self.done(Done::Session(Session::Opened { session, nonce, good_for: AT(50) }), now);
@@ -82,9 +90,6 @@ impl Hand {
         self.done(Done::Proven(Proven::Token { token, certified: self.device.ak(), ticket: None }), now);
         self.done(Done::StatementChecked(true), now);
         self.done(Done::Status(Status::Standing(standing(Verdict::Pending, 0))), now);
-        let offer = self.offer(now);
-        self.done(Done::Offered(Offered::Opened(offer.clone())), now);
-        offer
     }
 
     /// The device's evidence over this nonce, in full.

@@ -15,6 +15,7 @@ mod attest;
 mod device;
 mod flows;
 mod hand;
+mod hello;
 mod keylime;
 mod lean;
 mod lies;

@@ -4,9 +4,9 @@
 
 use keylime_mqtt_schemas::messages::{
     Accepted, Activation, Blob, BootMarker, BootTag, Bounded, Brief, Challenge, Credential, Digest, Down,
-    Enrol, Enrolled, Evidence, ImaSegment, Later, LaterReason, LogKind, Need, Nonce, NonceTag, NotYet,
-    NotYetReason, Outcome, PcrMask, PcrTag, PcrValues, Proof, Prove, Question, Quote, Ready, ReadyTag,
-    Refused, RefusedReason, Signed, State, Statement, UefiLog, Unchanged, Up,
+    Enrol, Enrolled, Evidence, Heard, Hello, HelloTag, ImaSegment, Later, LaterReason, LogKind, Need, Nonce,
+    NonceTag, NotYet, NotYetReason, Outcome, PcrMask, PcrTag, PcrValues, Proof, Prove, Question, Quote,
+    Ready, ReadyTag, Refused, RefusedReason, Signed, State, Statement, Told, UefiLog, Unchanged, Up,
 };
 use keylime_mqtt_schemas::topics::Via;
 use proptest::prelude::*;
@@ -182,6 +182,7 @@ pub(crate) fn ups(fill: Fill) -> Vec<Up> {
             ready: ReadyTag::from([0x4e; 8]),
             ima_entries: fill.optional(fill.u64(1311)),
         }),
+        Up::Hello(Hello { tag: HelloTag::from([0x4e; 8]), padding: fill.optional(fill.bytes(4000)) }),
     ]
 }
 
@@ -214,6 +215,14 @@ pub(crate) fn downs(fill: Fill) -> Vec<Down> {
         Question::Accepted(Accepted { seconds: fill.u32(60), outcome: fill.one_of(&OUTCOMES) }),
         Question::Later(Later { seconds: fill.u32(60), reason: fill.one_of(&LATER_REASONS) }),
         Question::Refused(Refused { seconds: fill.u32(3600), reason: fill.one_of(&REFUSED_REASONS) }),
+        Question::Heard(Heard {
+            tag: HelloTag::from([0x4e; 8]),
+            told: fill.optional(fill.one_of(&[
+                Told::Attested(Outcome::Pass),
+                Told::Later(LaterReason::NotEnrolled),
+                Told::Refused(RefusedReason::Sleep),
+            ])),
+        }),
     ];
     let via = match fill {
         Fill::Minimal => None,
@@ -283,7 +292,17 @@ pub(crate) fn any_up() -> impl Strategy<Value = Up> {
         .prop_map(|(tag, reason, seconds)| Up::NotYet(NotYet { tag, reason, seconds }));
     let unchanged = (any::<[u8; 8]>(), proptest::option::of(any_u64()))
         .prop_map(|(ready, ima_entries)| Up::Unchanged(Unchanged { ready: ready.into(), ima_entries }));
-    prop_oneof![enrol, activation, ready, proof, evidence, blob, statement, not_yet, unchanged]
+    let hello = (any::<[u8; 8]>(), proptest::option::of(any_bytes()))
+        .prop_map(|(tag, padding)| Up::Hello(Hello { tag: tag.into(), padding }));
+    prop_oneof![enrol, activation, ready, proof, evidence, blob, statement, not_yet, unchanged, hello]
+}
+
+fn any_told() -> impl Strategy<Value = Told> {
+    prop_oneof![
+        proptest::sample::select(&LATER_REASONS[..]).prop_map(Told::Later),
+        proptest::sample::select(&REFUSED_REASONS[..]).prop_map(Told::Refused),
+        proptest::sample::select(&OUTCOMES[..]).prop_map(Told::Attested),
+    ]
 }
 
 /// Any message of a bridge.
@@ -333,6 +352,8 @@ pub(crate) fn any_down() -> impl Strategy<Value = Down> {
             .prop_map(|(seconds, reason)| Question::Later(Later { seconds, reason })),
         (any::<u32>(), proptest::sample::select(&REFUSED_REASONS[..]))
             .prop_map(|(seconds, reason)| Question::Refused(Refused { seconds, reason })),
+        (any::<[u8; 8]>(), proptest::option::of(any_told()))
+            .prop_map(|(tag, told)| Question::Heard(Heard { tag: tag.into(), told })),
     ];
     (question, proptest::option::of(any_via())).prop_map(|(question, via)| Down { question, via })
 }

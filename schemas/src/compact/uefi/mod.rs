@@ -46,6 +46,21 @@ pub fn pack_uefi(log: &[u8], reference: Option<&Reference>) -> Vec<u8> {
     packed.unwrap_or_else(|| [&[PLAIN], log].concat())
 }
 
+/// How much of a log is a UEFI event log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct UefiShape {
+    /// Whole events.
+    pub events: usize,
+    /// Bytes behind the last of them.
+    pub left: usize,
+}
+
+/// Takes a UEFI log apart and says how far that went; nothing for what does not begin as one.
+pub fn shape_of_uefi(log: &[u8]) -> Option<UefiShape> {
+    let log = log::parse(log)?;
+    Some(UefiShape { events: log.events.len(), left: log.rest.len() })
+}
+
 /// What [`pack_uefi`] was given, if that is exactly `size` bytes.
 pub fn unpack_uefi(
     packed: &[u8],

@@ -233,6 +233,7 @@ impl Attester {
                 }
                 self.report(Report::Waiting(later));
             }
+            Question::Heard(_) => self.report(Report::Ignored("an answer to the doctor")),
             Question::Refused(refused) => {
                 self.wait(refused.seconds, now);
                 self.report(Report::Refused(refused));

@@ -33,8 +33,8 @@ use super::{Delivery, Time};
 use crate::AgentId;
 use crate::messages::limits::MAX_TICKET;
 use crate::messages::{
-    AkName, BootMarker, Bounded, Digest, Down, Later, LaterReason, Nonce, PcrValues, Question, Refused,
-    RefusedReason, UefiLog, Up, Verdict,
+    AkName, BootMarker, Bounded, Digest, Down, Heard, Hello, Later, LaterReason, Nonce, PcrValues, Question,
+    Refused, RefusedReason, Told, UefiLog, Up, Verdict,
 };
 
 /// First wait after Keylime did not answer; doubles.
@@ -88,6 +88,8 @@ pub struct Relay {
     offered_at: Option<Time>,
     /// A `Ready` that came while a command was under way.
     pending: Option<Facts>,
+    /// How the device stands, for who asks with `Hello`.
+    told: Option<Told>,
     /// The device has spoken up and was not answered since.
     owes: bool,
     setbacks: u32,
@@ -126,6 +128,7 @@ impl Relay {
             timeout_at: None,
             offered_at: None,
             pending: None,
+            told: None,
             owes: false,
             setbacks: 0,
             waits: 0,
@@ -208,7 +211,15 @@ impl Relay {
             Up::Statement(statement) => self.statement(statement),
             Up::NotYet(not_yet) => self.not_yet(not_yet, now),
             Up::Unchanged(unchanged) => self.unchanged(unchanged, now),
+            Up::Hello(hello) => self.hello(&hello),
         }
+    }
+
+    /// Answers and changes nothing: the doctor's question is not the device's, which may be running beside it.
+    fn hello(&mut self, hello: &Hello) {
+        let question = Question::Heard(Heard { tag: hello.tag, told: self.told });
+        self.outputs
+            .push_back(Output::Send(Down { question, via: self.settings.via.clone() }, Delivery::Lean));
     }
 
     fn done(&mut self, done: Done, now: Time) {
@@ -378,7 +389,18 @@ impl Relay {
 
     fn deliver(&mut self, question: Question, delivery: Delivery) {
         self.owes = false;
+        self.note_told(&question);
         self.outputs.push_back(Output::Send(Down { question, via: self.settings.via.clone() }, delivery));
+    }
+
+    /// A device that is asked again is not waiting any more; an outcome stands until the next.
+    fn note_told(&mut self, question: &Question) {
+        self.told = match question {
+            Question::Later(later) => Some(Told::Later(later.reason)),
+            Question::Refused(refused) => Some(Told::Refused(refused.reason)),
+            Question::Accepted(accepted) => Some(Told::Attested(accepted.outcome)),
+            _ => self.told.filter(|told| matches!(told, Told::Attested(_))),
+        };
     }
 
     fn later(&mut self, wait: Duration, reason: LaterReason) {

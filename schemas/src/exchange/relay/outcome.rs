@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::phase::{Phase, Reading, Retry, Settling};
 use super::port::{ImaState, Offer, Standing, Status};
 use super::{Delivery, Relay, Report, TIMEOUT_INTERVALS, Time, doubled, whole_seconds};
-use crate::messages::{Accepted, Digest, LaterReason, Outcome, Question, Verdict};
+use crate::messages::{Accepted, Digest, LaterReason, Outcome, Question, Told, Verdict};
 
 /// Keylime judges on the connection that brought the evidence, most often within 0.2 s: each look before that is a request for nothing.
 const FIRST_READ: Duration = Duration::from_millis(200);
@@ -137,6 +137,7 @@ impl Relay {
             attestation_count: Some(standing.attestation_count),
             valid_for,
         }));
+        self.told = Some(Told::Attested(outcome));
         self.rest(settling.submitted_at, outcome);
     }
 
