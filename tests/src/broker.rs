@@ -25,6 +25,9 @@ const STOP_GRACE: Duration = Duration::from_secs(10);
 /// Common name of the observer's certificate; the ACL is told to let it read everything.
 pub const OBSERVER: &str = "harness-observer";
 
+/// Common name of the certificate of what lies between two brokers; the ACL is told to let it do everything.
+pub const LIAR: &str = "harness-liar";
+
 /// Common name of the bridge's certificate in the shipped ACL.
 pub const BRIDGE: &str = "keylime-bridge";
 
@@ -43,6 +46,7 @@ pub enum BrokerKind {
 /// A broker with a port of its own.
 #[derive(Debug)]
 pub struct Broker {
+    name: &'static str,
     kind: BrokerKind,
     dir: PathBuf,
     logs: PathBuf,
@@ -63,10 +67,16 @@ impl Broker {
 
     /// Prepares everything and starts nothing.
     pub fn configure(kind: BrokerKind, scratch: &Scratch, pki: &Pki) -> Result<Self> {
-        let server = pki.issue("broker", &["localhost", "127.0.0.1"])?;
+        Self::configure_as("broker", kind, scratch, pki)
+    }
+
+    /// The same under another name, for a second one in the same world.
+    pub fn configure_as(name: &'static str, kind: BrokerKind, scratch: &Scratch, pki: &Pki) -> Result<Self> {
+        let server = pki.issue(name, &["localhost", "127.0.0.1"])?;
         Ok(Self {
+            name,
             kind,
-            dir: scratch.subdir("broker")?,
+            dir: scratch.subdir(name)?,
             logs: scratch.logs(),
             ca: pki.ca(),
             server,
@@ -97,8 +107,8 @@ impl Broker {
             BrokerKind::Mosquitto => self.mosquitto()?,
             BrokerKind::Embedded => self.embedded()?,
         };
-        let log = self.logs.join("broker.log");
-        let mut process = Process::spawn("broker", &mut command, &log)?;
+        let log = self.logs.join(format!("{}.log", self.name));
+        let mut process = Process::spawn(self.name, &mut command, &log)?;
         let port = self.port();
         within(START_PATIENCE, "the broker serves", &self.logs, || {
             ensure!(process.is_running(), "the broker ended:\n{}", read_log(&log));
@@ -143,7 +153,10 @@ impl Broker {
         configuration.push_str("\nuser root\n");
         fs::write(self.dir.join("mosquitto.conf"), configuration)?;
         let acl = fs::read_to_string(shipped.join("acl"))?;
-        fs::write(self.dir.join("acl"), format!("{acl}\nuser {OBSERVER}\ntopic read #\n"))?;
+        fs::write(
+            self.dir.join("acl"),
+            format!("{acl}\nuser {OBSERVER}\ntopic read #\n\nuser {LIAR}\ntopic readwrite #\n"),
+        )?;
         let mut command = Command::new("mosquitto");
         command.arg("-c").arg(self.dir.join("mosquitto.conf"));
         Ok(command)

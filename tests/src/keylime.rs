@@ -10,6 +10,8 @@ use crate::process::Process;
 use crate::scratch::Scratch;
 use anyhow::{Context, Result, ensure};
 use nix::fcntl::{Flock, FlockArg};
+use sha2::{Digest as _, Sha256};
+use std::collections::BTreeMap;
 use std::fs;
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
@@ -21,6 +23,17 @@ const START_PATIENCE: Duration = Duration::from_secs(90);
 
 /// Keylime drains for two seconds (`shutdown_drain_timeout`).
 const STOP_GRACE: Duration = Duration::from_secs(20);
+
+/// Prints nonce and evaluation of each attestation of an agent.
+const ATTESTATIONS: &str = r#"
+import sqlite3, sys
+database = sqlite3.connect(f"file:{sys.argv[1]}?mode=ro", uri=True)
+query = """select hex(chosen_parameters__challenge), evaluation from evidence_items join attestations
+    on attestations.agent_id = evidence_items.agent_id and attestations."index" = attestation_index
+    where evidence_class = 'certification' and evidence_items.agent_id = ?"""
+for nonce, evaluation in database.execute(query, (sys.argv[2],)):
+    print(nonce, evaluation)
+"#;
 
 /// Where a template of this version and form is kept.
 const TEMPLATE: &str = "keylime-7.14.3-template";
@@ -171,6 +184,20 @@ impl Keylime {
     /// What the registrar has logged so far.
     pub fn registrar_log(&self) -> String {
         crate::scratch::read_log(&self.logs.join("registrar.log"))
+    }
+
+    /// The verifier's own record of the agent's attestations, from its database, for its API fails to list them: SHA-256 of the nonce, and `pass`, `fail` or
+    /// `pending`.
+    pub fn attestations(&self, id: &str) -> Result<BTreeMap<String, String>> {
+        let database = self.state().join("cv_data.sqlite");
+        let output = self.program("python3").args(["-c", ATTESTATIONS]).arg(database).arg(id).output()?;
+        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let mut record = BTreeMap::new();
+        for line in String::from_utf8_lossy(&output.stdout).lines() {
+            let (nonce, judged) = line.split_once(' ').context("a nonce and a word")?;
+            record.insert(hex::encode(Sha256::digest(hex::decode(nonce)?)), judged.to_owned());
+        }
+        Ok(record)
     }
 
     /// Whether this agent is activated: a registration that comes after makes it inactive again until it is

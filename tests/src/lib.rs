@@ -17,15 +17,19 @@
 //! | [`device`], [`bridge`] | agent and bridge as shipped |
 //! | [`measured_boot`], [`ima`] | firmware's and kernel's measurements, in logs and PCRs |
 //! | [`broker`], [`pki`] | mosquitto and rumqttd; certificates |
+//! | [`between`], [`stranger`] | a hostile broker: two real ones and a liar between them, with a key of its own |
+//! | [`campaign`] | a fleet under lies, and what is true in the end |
 //! | [`observe`] | a client that sees what relying parties see, and one that sees everything |
 //! | [`process`], [`scratch`], [`ports`], [`eventually`], [`binaries`] | nothing left behind, nothing fixed, nothing guessed |
 
 // A harness that panics fails the test that uses it, which is what it is for.
 #![allow(clippy::expect_used)]
 
+pub mod between;
 pub mod binaries;
 pub mod bridge;
 pub mod broker;
+pub mod campaign;
 pub mod device;
 pub mod eventually;
 pub mod ima;
@@ -39,6 +43,7 @@ pub mod pki;
 pub mod ports;
 pub mod process;
 pub mod scratch;
+pub mod stranger;
 pub mod swtpm;
 pub mod tpm;
 pub mod world;

@@ -59,6 +59,15 @@ struct Answered {
     ima_end: Option<u64>,
 }
 
+/// Whether the registrar has accepted this AK, as far as the device knows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Enrolment {
+    Open,
+    /// Told so without having been asked for an activation: perhaps by nobody who knows.
+    OnHearsay,
+    Told,
+}
+
 /// What the device lets be asked of it, as it said in its last `Ready`.
 #[derive(Debug, Clone, Copy, Default)]
 struct Offered {
@@ -74,7 +83,7 @@ pub struct Attester {
     settings: Settings,
     jitter: Jitter,
     connected: bool,
-    enrolled: bool,
+    enrolment: Enrolment,
     stance: Stance,
     boot: Option<BootMarker>,
     /// What was said of this boot last, and what of it a bridge has acted on since.
@@ -89,8 +98,6 @@ pub struct Attester {
     answered: Option<Answered>,
     not_enrolled_since: Option<Time>,
     enrolled_at: Option<Time>,
-    /// Told that it is enrolled without having been asked for an activation: perhaps by nobody who knows.
-    on_hearsay: bool,
     offered: Offered,
     answers: Allowance,
     parts: Allowance,
@@ -106,7 +113,7 @@ impl Attester {
             parts: Allowance::of_parts(),
             settings,
             connected: false,
-            enrolled,
+            enrolment: if enrolled { Enrolment::Told } else { Enrolment::Open },
             stance: Stance::Due,
             boot: None,
             said: None,
@@ -119,7 +126,6 @@ impl Attester {
             answered: None,
             not_enrolled_since: None,
             enrolled_at: None,
-            on_hearsay: false,
             offered: Offered::default(),
             outputs: VecDeque::new(),
         }
@@ -184,7 +190,8 @@ impl Attester {
         let attempt = if let Stance::Introduced { attempt, .. } = self.stance { attempt + 1 } else { 1 };
         let wait = doubled(self.settings.first_retry, attempt - 1, self.settings.retry_cap);
         self.stance = Stance::Introduced { attempt, retry_at: now + self.jitter.upper_half(wait) };
-        let work = if self.enrolled { Work::Describe } else { Work::Introduce };
+        let enrolled = self.enrolment != Enrolment::Open;
+        let work = if enrolled { Work::Describe } else { Work::Introduce };
         self.enqueue(work, None, None);
     }
 
@@ -205,10 +212,12 @@ impl Attester {
                     None => self.enqueue(Work::Activate { blob }, via, None),
                 }
             }
-            Question::Enrolled(_) if self.enrolled => self.report(Report::Ignored("enrolled already")),
+            Question::Enrolled(_) if self.enrolment != Enrolment::Open => {
+                self.report(Report::Ignored("enrolled already"));
+            }
             Question::Enrolled(_) => {
-                self.enrolled = true;
-                self.on_hearsay = self.activated.is_none();
+                let asked = self.activated.is_some();
+                self.enrolment = if asked { Enrolment::Told } else { Enrolment::OnHearsay };
                 self.not_enrolled_since = None;
                 self.report(Report::Enrolled);
                 self.stance = Stance::Due;
@@ -274,7 +283,6 @@ impl Attester {
             return;
         }
         self.not_enrolled_since = None;
-        self.on_hearsay = false;
         self.known = self.said;
         self.engage(Duration::from_secs(u64::from(challenge.silence)), now);
         let repeated = |answered: &&Answered| {
@@ -407,11 +415,11 @@ impl Attester {
 
     fn enrol_again_if_long(&mut self, now: Time) {
         let since = *self.not_enrolled_since.get_or_insert(now);
-        let after = if self.on_hearsay { Duration::ZERO } else { self.settings.enrol_again_after };
+        let hearsay = self.enrolment == Enrolment::OnHearsay;
+        let after = if hearsay { Duration::ZERO } else { self.settings.enrol_again_after };
         let long = |since: Time| now.saturating_sub(since) >= after;
         if long(since) && self.enrolled_at.is_none_or(long) {
-            self.enrolled = false;
-            self.on_hearsay = false;
+            self.enrolment = Enrolment::Open;
             self.activated = None;
             self.not_enrolled_since = Some(now);
         }
