@@ -12,10 +12,10 @@ use crate::keylime_config::KeylimeSettings;
 use crate::observe::Seen;
 use crate::operator::Policies;
 use crate::world::{ALLOWED_PROGRAMS, FOREIGN_PROGRAM, WorldSettings};
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Result, anyhow, ensure};
 use keylime_mqtt_liar::{Flow, Plan, Table};
 use keylime_mqtt_schemas::messages::Verdict;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 /// A starved machine may take long; how long it took is in [`Came::back`].
@@ -86,7 +86,7 @@ pub fn run(campaign: &Campaign, tell: impl Fn(&str)) -> Result<Came> {
         HostileWorld::start(&WorldSettings { keylime, bridge, ..WorldSettings::default() }, campaign.seed)?;
     let mut members = muster(&hostile, 0..campaign.devices, campaign.interval)?;
     tell(&format!("{} devices pass; the lies begin", members.len()));
-    let mut back = Vec::new();
+    let (mut back, mut record) = (Vec::new(), BTreeMap::new());
     let (mut round, mut verdicts, mut judged) = (0, 0, 0);
     while round < campaign.rounds || verdicts < campaign.verdicts {
         hostile.between.plan(Plan::Any(campaign.one_in));
@@ -105,6 +105,8 @@ pub fn run(campaign: &Campaign, tell: impl Fn(&str)) -> Result<Came> {
         let (stopped, mark) = (Instant::now(), hostile.world.observer()?.mark());
         let mut took = calm(&hostile, &members, mark, stopped)?;
         judged = hear(&hostile, judged)?;
+        let judged_by_now = hostile.world.keylime.attestations()?;
+        record.extend(judged_by_now.into_iter().filter(|(_, judged)| judged != "pending"));
         if let Some(newcomer) = newcomer {
             members.push(enrolled(&hostile, newcomer)?);
         }
@@ -120,7 +122,7 @@ pub fn run(campaign: &Campaign, tell: impl Fn(&str)) -> Result<Came> {
     }
     back.sort();
     for member in &members {
-        is_true(&hostile, member)?;
+        is_true(&hostile, member, &record)?;
     }
     let tampered = members.iter().filter(|member| member.tampered).count();
     let table = hostile.between.table();
@@ -303,29 +305,31 @@ fn nonces(hostile: &HostileWorld) -> Result<BTreeSet<String>> {
     Ok(nonces.into_iter().collect())
 }
 
-/// Each verdict about the device is the verifier's own on the attestation with that nonce, an honest device was never
-/// failed, and one that was tampered with has not passed since it was first failed.
-fn is_true(hostile: &HostileWorld, member: &Member) -> Result<()> {
+/// Each PASS that was published is one that the verifier gave: its record of that nonce says so where it was looked at in
+/// time, and there are no more of them than attestations that it let pass. An honest device was never failed, and one that
+/// was tampered with has not passed since it was first failed.
+fn is_true(hostile: &HostileWorld, member: &Member, record: &BTreeMap<String, String>) -> Result<()> {
     let id = member.device.id();
-    let record = hostile.world.keylime.attestations(id)?;
     let results = hostile.world.observer()?.results(id);
-    let mut failed = false;
-    for result in results.iter().filter(|result| result.nonce_sha256.is_some()) {
-        let nonce = result.nonce_sha256.clone().context("filtered")?;
-        let judged = record.get(&nonce).map(String::as_str);
+    let (mut failed, mut passed) = (false, BTreeSet::new());
+    for result in &results {
+        let Some(nonce) = &result.nonce_sha256 else {
+            ensure!(result.verdict != Verdict::Pass, "{id}: a PASS of no attestation");
+            continue;
+        };
         match result.verdict {
             Verdict::Pass => {
-                ensure!(judged == Some("pass"), "{id}: a false PASS for {nonce}: Keylime says {judged:?}");
+                let judged = record.get(nonce).map_or("pass", String::as_str);
+                ensure!(judged == "pass", "{id}: a false PASS for {nonce}: Keylime says {judged}");
                 ensure!(!failed, "{id}: PASS after FAIL");
+                passed.insert(nonce);
             }
             Verdict::Fail => failed = true,
             _ => {}
         }
     }
+    let given = hostile.world.keylime.passes(id);
+    ensure!(passed.len() <= given, "{id}: {} PASSes published, {given} given", passed.len());
     ensure!(failed == member.tampered, "{id}: failed: {failed}, tampered with: {}", member.tampered);
-    if !member.tampered {
-        hostile.world.never_failed(&member.device)?;
-        ensure!(!record.values().any(|judged| judged == "fail"), "{id}: Keylime failed an attestation");
-    }
-    Ok(())
+    if member.tampered { Ok(()) } else { hostile.world.never_failed(&member.device) }
 }

@@ -24,14 +24,14 @@ const START_PATIENCE: Duration = Duration::from_secs(90);
 /// Keylime drains for two seconds (`shutdown_drain_timeout`).
 const STOP_GRACE: Duration = Duration::from_secs(20);
 
-/// Prints nonce and evaluation of each attestation of an agent.
+/// Prints nonce and evaluation of each attestation.
 const ATTESTATIONS: &str = r#"
 import sqlite3, sys
 database = sqlite3.connect(f"file:{sys.argv[1]}?mode=ro", uri=True)
 query = """select hex(chosen_parameters__challenge), evaluation from evidence_items join attestations
     on attestations.agent_id = evidence_items.agent_id and attestations."index" = attestation_index
-    where evidence_class = 'certification' and evidence_items.agent_id = ?"""
-for nonce, evaluation in database.execute(query, (sys.argv[2],)):
+    where evidence_class = 'certification'"""
+for nonce, evaluation in database.execute(query):
     print(nonce, evaluation)
 "#;
 
@@ -186,11 +186,11 @@ impl Keylime {
         crate::scratch::read_log(&self.logs.join("registrar.log"))
     }
 
-    /// The verifier's own record of the agent's attestations, from its database, for its API fails to list them: SHA-256 of the nonce, and `pass`, `fail` or
-    /// `pending`.
-    pub fn attestations(&self, id: &str) -> Result<BTreeMap<String, String>> {
+    /// The verifier's record of attestations, from its database, for its API fails to list them: SHA-256 of the nonce, and
+    /// `pass`, `fail` or `pending`. It keeps the last few of each agent.
+    pub fn attestations(&self) -> Result<BTreeMap<String, String>> {
         let database = self.state().join("cv_data.sqlite");
-        let output = self.program("python3").args(["-c", ATTESTATIONS]).arg(database).arg(id).output()?;
+        let output = self.program("python3").args(["-c", ATTESTATIONS]).arg(database).output()?;
         ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         let mut record = BTreeMap::new();
         for line in String::from_utf8_lossy(&output.stdout).lines() {
@@ -198,6 +198,11 @@ impl Keylime {
             record.insert(hex::encode(Sha256::digest(hex::decode(nonce)?)), judged.to_owned());
         }
         Ok(record)
+    }
+
+    /// How many attestations of this agent the verifier has let pass, by its log.
+    pub fn passes(&self, id: &str) -> usize {
+        self.verifier_log().matches(&format!("for agent '{id}' successfully passed verification")).count()
     }
 
     /// Whether this agent is activated: a registration that comes after makes it inactive again until it is

@@ -156,7 +156,7 @@ pub fn verify_proof(ak: &AkPublic, nonce: &[u8], attest: &[u8], signature: &[u8]
         return Err(Unbound::Name);
     }
     let parsed = verified(ak, attest, signature)?;
-    if parsed.extra_data != nonce { Err(Unbound::Nonce) } else { Ok(()) }
+    if parsed.extra_data == nonce { Ok(()) } else { Err(Unbound::Nonce) }
 }
 
 /// The name that a TPM2_Certify answer is about

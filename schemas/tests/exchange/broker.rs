@@ -37,10 +37,10 @@ impl Forger for Stranger {
     }
 
     fn sign(&self, stamp: Stamp<'_>) -> Signed {
-        let none = PcrValues::default();
+        let nothing = PcrValues::default();
         let (kind, extra, values) = match &stamp {
-            Stamp::Statement(digest) => (STATEMENT, digest.as_bytes().as_slice(), &none),
-            Stamp::Certify(nonce) => (CERTIFY, *nonce, &none),
+            Stamp::Statement(digest) => (STATEMENT, digest.as_bytes().as_slice(), &nothing),
+            Stamp::Certify(nonce) => (CERTIFY, *nonce, &nothing),
             Stamp::Quote(nonce, values) => (QUOTE, *nonce, *values),
         };
         let attest = Attest {
@@ -244,7 +244,7 @@ impl Play {
         let ended = self.run(stopped + Duration::from_secs(400), |world| {
             if tampered { world.verdicts().contains(&Verdict::Fail) } else { world.passes_since(stopped) > 0 }
         });
-        let back = self.worlds[0].now - stopped;
+        let back = self.worlds[0].now.saturating_sub(stopped);
         self.is_true()?;
         match back {
             _ if !ended => Err(format!("in vain: {}", self.told())),
