@@ -351,7 +351,7 @@ fn no_lie_in_any_flow_makes_a_false_pass_or_a_false_fail_and_the_device_passes_w
 #[test]
 #[ignore = "minutes long; make lies runs it"]
 fn each_lie_in_each_flow_fifty_times() {
-    let sum = all(number("LIES_ROUNDS", 12), number("SEED", 0));
+    let sum = all(number("LIES_ROUNDS", 20), number("SEED", 0));
     println!("{} plays, {} attestations judged, {} lies told", sum.plays, sum.judged, sum.table.total());
     println!("the slowest device was back {:?} after the last lie", sum.slowest);
     if let Ok(file) = std::env::var("LIES_TABLE") {
