@@ -2,7 +2,7 @@
 # `make bench-link` counts what an attestation costs on the link (as root: it makes network namespaces).
 # ONCE=1 lets the demo run through once and say by its exit code whether all went as it should.
 
-.PHONY: demo test lint setup build bench-link
+.PHONY: demo test lint setup build bench-link lies
 
 CARGO ?= cargo
 # Scenarios wait more than they compute, so a few run at a time even on two cores; more than this, and a
@@ -29,6 +29,14 @@ bench-link: setup
 	$(CARGO) build --profile device --bin keylime-mqtt-agent
 	$(CARGO) build --release --bin keylime-mqtt-bridge --bin keylime-mqtt-bench-link
 	@$(CARGO) run --release --quiet --bin keylime-mqtt-bench-link -- $(BENCH)
+
+# A hostile broker and a hostile device, long form: the simulated exchange for the bulk, real parts for the proof. SEED=…
+# repeats a plan; LIES takes options: make lies LIES="--verdicts 200"
+lies: setup build
+	@mkdir -p .run
+	LIES_TABLE=$(CURDIR)/.run/lies-simulated.tsv $(CARGO) test --release -p keylime-mqtt-schemas --test exchange -- \
+		--ignored --nocapture each_lie_in_each_flow_fifty_times
+	@$(CARGO) run --quiet --bin keylime-mqtt-lies -- --simulated .run/lies-simulated.tsv $(LIES)
 
 lint:
 	$(CARGO) fmt --all -- --check

@@ -59,8 +59,15 @@ pub struct SessionBudget {
 
 #[derive(Debug)]
 struct Device {
+    granted: Instant,
     next: Instant,
     failures: u32,
+}
+
+impl Device {
+    fn new(now: Instant) -> Self {
+        Self { granted: now, next: now, failures: 0 }
+    }
 }
 
 impl SessionBudget {
@@ -85,8 +92,13 @@ impl SessionBudget {
         if let Some(until) = self.blocked_until.filter(|until| *until > now) {
             return Budget::Wait(until - now);
         }
-        if let Some(device) = self.devices.get(agent).filter(|device| device.next > now) {
-            return Budget::Wait(device.next - now);
+        // whoever claims to be a device fails in its name, so failures count only against what has never been proven
+        let next = self.devices.get(agent).map(|device| match standing {
+            Standing::Healthy => device.granted + SPACING,
+            Standing::Unproven => device.next,
+        });
+        if let Some(next) = next.filter(|next| *next > now) {
+            return Budget::Wait(next - now);
         }
         let kept = match standing {
             Standing::Healthy => 0.0,
@@ -98,14 +110,15 @@ impl SessionBudget {
         }
         self.level -= 1.0;
         self.forget_idle(now);
-        let device = self.devices.entry(agent.to_owned()).or_insert(Device { next: now, failures: 0 });
+        let device = self.devices.entry(agent.to_owned()).or_insert(Device::new(now));
+        device.granted = now;
         device.next = now + spacing(device.failures);
         Budget::Granted
     }
 
     /// A proof of this device failed: its waits double
     pub fn proof_failed(&mut self, agent: &str, now: Instant) {
-        let device = self.devices.entry(agent.to_owned()).or_insert(Device { next: now, failures: 0 });
+        let device = self.devices.entry(agent.to_owned()).or_insert(Device::new(now));
         device.failures = device.failures.saturating_add(1);
         device.next = now + spacing(device.failures);
     }
@@ -206,6 +219,20 @@ mod tests {
         now += Duration::from_secs(600);
         assert!(granted(budget.request("a", Standing::Healthy, now)));
         assert_eq!(budget.request("a", Standing::Healthy, now), Budget::Wait(SPACING));
+    }
+
+    #[test]
+    fn proofs_that_others_failed_in_its_name_delay_no_device_that_has_proven_itself() {
+        let mut now = Instant::now();
+        let mut budget = SessionBudget::new(LIMIT, 1, now);
+        for _ in 0..9 {
+            now += Duration::from_secs(600);
+            assert!(granted(budget.request("a", Standing::Unproven, now)));
+            budget.proof_failed("a", now);
+        }
+        assert_eq!(budget.request("a", Standing::Unproven, now), Budget::Wait(MAX_SPACING));
+        assert_eq!(budget.request("a", Standing::Healthy, now), Budget::Wait(SPACING));
+        assert!(granted(budget.request("a", Standing::Healthy, now + SPACING)));
     }
 
     #[test]

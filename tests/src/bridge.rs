@@ -87,6 +87,11 @@ impl Bridge {
         self.process = None;
     }
 
+    /// Takes the keys away that seal tickets: none that was given before opens after its next start.
+    pub fn lose_ticket_keys(&self) -> Result<()> {
+        Ok(fs::remove_file(self.dir.join("ticket.key"))?)
+    }
+
     /// Its process, to freeze it or to see whether it runs.
     pub fn process(&mut self) -> Result<&mut Process> {
         self.process.as_mut().context("no bridge runs")

@@ -25,6 +25,9 @@ const STOP_GRACE: Duration = Duration::from_secs(10);
 /// Common name of the observer's certificate; the ACL is told to let it read everything.
 pub const OBSERVER: &str = "harness-observer";
 
+/// Common name of the certificate of what lies between two brokers; the ACL is told to let it do everything.
+pub const LIAR: &str = "harness-liar";
+
 /// Common name of the bridge's certificate in the shipped ACL.
 pub const BRIDGE: &str = "keylime-bridge";
 
@@ -66,6 +69,7 @@ pub struct Elsewhere {
 /// A broker with a port of its own.
 #[derive(Debug)]
 pub struct Broker {
+    name: String,
     kind: BrokerKind,
     dir: PathBuf,
     logs: PathBuf,
@@ -92,10 +96,16 @@ impl Broker {
 
     /// Prepares everything and starts nothing.
     pub fn configure(kind: BrokerKind, scratch: &Scratch, pki: &Pki) -> Result<Self> {
-        let server = pki.issue("broker", &["localhost", "127.0.0.1"])?;
+        Self::configure_as("broker", kind, scratch, pki)
+    }
+
+    /// The same under another name, for a second one in the same world.
+    pub fn configure_as(name: &str, kind: BrokerKind, scratch: &Scratch, pki: &Pki) -> Result<Self> {
+        let server = pki.issue(name, &["localhost", "127.0.0.1"])?;
         Ok(Self {
+            name: name.to_owned(),
             kind,
-            dir: scratch.subdir("broker")?,
+            dir: scratch.subdir(name)?,
             logs: scratch.logs(),
             ca: pki.ca(),
             server,
@@ -113,6 +123,7 @@ impl Broker {
         server: Certificate,
     ) -> Result<Self> {
         Ok(Self {
+            name: place.name.clone(),
             kind: BrokerKind::Mosquitto,
             dir: scratch.subdir(&place.name)?,
             logs: scratch.logs(),
@@ -150,22 +161,15 @@ impl Broker {
         }
     }
 
-    fn name(&self) -> &str {
-        match &self.place {
-            Place::Here(_) => "broker",
-            Place::There(place) => &place.name,
-        }
-    }
-
     /// Starts it on its port and returns when it serves.
     pub fn power_on(&mut self) -> Result<()> {
         let mut command = match self.kind {
             BrokerKind::Mosquitto => self.mosquitto()?,
             BrokerKind::Embedded => self.embedded()?,
         };
-        let log = self.logs.join(format!("{}.log", self.name()));
+        let log = self.logs.join(format!("{}.log", self.name));
         let said_before = read_log(&log).len();
-        let mut process = Process::spawn(self.name(), &mut command, &log)?;
+        let mut process = Process::spawn(&self.name, &mut command, &log)?;
         within(START_PATIENCE, "the broker serves", &self.logs, || {
             ensure!(process.is_running(), "the broker ended:\n{}", read_log(&log));
             Ok(match &self.place {
@@ -225,7 +229,7 @@ impl Broker {
             ensure!(text.contains(&there), "the shipped {configuration} has no {there:?}");
             text = text.replace(&there, &here);
         }
-        let mut granted = format!("\nuser {OBSERVER}\ntopic read #\n");
+        let mut granted = format!("\nuser {OBSERVER}\ntopic read #\n\nuser {LIAR}\ntopic readwrite #\n");
         let mut command = Command::new("mosquitto");
         if let Place::There(place) = &self.place {
             text.push_str(&websocket_listener(&text, place.websocket_port));

@@ -18,15 +18,19 @@
 //! | [`measured_boot`], [`ima`] | firmware's and kernel's measurements, in logs and PCRs |
 //! | [`broker`], [`pki`] | mosquitto and rumqttd; certificates |
 //! | [`chain`], [`stand_in`], [`clock`] | an IoT gateway's broker before the cloud's; a cloud's limits; a device's wall clock |
+//! | [`between`], [`stranger`] | a hostile broker: two real ones and a liar between them, with a key of its own |
+//! | [`campaign`] | a fleet under lies, and what is true in the end |
 //! | [`observe`] | a client that sees what relying parties see, and one that sees everything |
 //! | [`process`], [`scratch`], [`ports`], [`eventually`], [`binaries`] | nothing left behind, nothing fixed, nothing guessed |
 
 // A harness that panics fails the test that uses it, which is what it is for.
 #![allow(clippy::expect_used)]
 
+pub mod between;
 pub mod binaries;
 pub mod bridge;
 pub mod broker;
+pub mod campaign;
 pub mod chain;
 pub mod clock;
 pub mod device;
@@ -44,6 +48,7 @@ pub mod process;
 pub mod scratch;
 pub mod squid;
 pub mod stand_in;
+pub mod stranger;
 pub mod swtpm;
 pub mod tpm;
 pub mod world;

@@ -213,7 +213,7 @@ impl Drop for Observer {
     }
 }
 
-fn tls(ca: &Path, certificate: &Certificate) -> Result<ClientConfig> {
+pub(crate) fn tls(ca: &Path, certificate: &Certificate) -> Result<ClientConfig> {
     let mut roots = rustls::RootCertStore::empty();
     for root in CertificateDer::pem_file_iter(ca)? {
         roots.add(root?)?;

@@ -17,6 +17,7 @@ use keylime_mqtt_schemas::AgentId;
 use keylime_mqtt_schemas::compact::Reference;
 use keylime_mqtt_schemas::exchange::attester;
 use keylime_mqtt_schemas::fragment::{DEFAULT_PAYLOAD, MAX_PAYLOAD};
+use keylime_mqtt_schemas::messages::PcrMask;
 use keylime_mqtt_schemas::messages::limits::MAX_FIRST_CONTACT;
 use keylime_mqtt_schemas::topics::{DEFAULT_PREFIX, Topics};
 use serde::{Deserialize, Serialize};
@@ -75,6 +76,12 @@ pub struct Config {
     /// A device that the verifier does not know registers again after so long, and no oftener.
     #[serde(default = "enrol_again_after")]
     enrol_again_after_seconds: u64,
+    /// Questions answered in a minute, twice as many at once: a broker that lies may ask more.
+    #[serde(default = "answers_per_minute")]
+    answers_per_minute: u32,
+    /// PCRs that may be quoted; left out: all of them.
+    #[serde(default)]
+    pcrs: Option<Vec<u8>>,
     /// Largest MQTT payload in bytes; what is larger goes in parts.
     #[serde(default = "payload_bytes")]
     pub payload_bytes: usize,
@@ -129,6 +136,9 @@ const fn longest_retry() -> u64 {
 }
 const fn enrol_again_after() -> u64 {
     3600
+}
+const fn answers_per_minute() -> u32 {
+    60
 }
 const fn payload_bytes() -> usize {
     DEFAULT_PAYLOAD
@@ -218,6 +228,13 @@ impl Config {
         Reference::from_file(bytes).map(Some).map_err(|error| refused(error.to_string()))
     }
 
+    /// The PCRs that may be quoted.
+    pub fn pcrs(&self) -> PcrMask {
+        let Some(pcrs) = &self.pcrs else { return PcrMask::ALL };
+        let bits = pcrs.iter().filter(|pcr| **pcr < 24).fold(0, |bits, pcr| bits | 1 << u32::from(*pcr));
+        PcrMask::try_from(bits).unwrap_or_default()
+    }
+
     /// The TPM.
     pub fn tpm(&self) -> TpmSettings {
         TpmSettings {
@@ -239,6 +256,7 @@ impl Config {
             retry_cap: Duration::from_secs(self.longest_retry_seconds),
             silence_cap: Duration::from_secs(self.longest_silence_seconds),
             enrol_again_after: Duration::from_secs(self.enrol_again_after_seconds),
+            answers_per_minute: self.answers_per_minute,
             sleeps,
             seed,
         }
@@ -259,6 +277,10 @@ impl Config {
         in_range("first_retry_seconds", self.first_retry_seconds, 1, 3600)?;
         in_range("longest_retry_seconds", self.longest_retry_seconds, self.first_retry_seconds, day)?;
         in_range("enrol_again_after_seconds", self.enrol_again_after_seconds, 1, 30 * day)?;
+        in_range("answers_per_minute", self.answers_per_minute.into(), 1, 6000)?;
+        for pcr in self.pcrs.iter().flatten() {
+            in_range("pcrs", u64::from(*pcr), 0, 23)?;
+        }
         // A first contact never goes in parts.
         in_range("payload_bytes", self.payload_bytes as u64, MAX_FIRST_CONTACT as u64, MAX_PAYLOAD as u64)?;
         // Over 300 s even the kernel has given the command up.

@@ -1,7 +1,7 @@
 //! What a `Ready` says: this boot, bound by a statement that is signed once per boot, and the logs there are.
 
 use keylime_mqtt_schemas::compact::Reference;
-use keylime_mqtt_schemas::messages::{PcrMask, Ready, Signed, UefiLog};
+use keylime_mqtt_schemas::messages::{Ready, Signed, UefiLog};
 use keylime_mqtt_schemas::statement::boot_statement;
 
 use super::{Device, EvidenceError, bounded, signed};
@@ -36,7 +36,7 @@ impl Device {
         Ok(Ready {
             boot: boot.marker,
             boot_time: boot.time,
-            pcrs: PcrMask::ALL,
+            pcrs: self.pcrs,
             ak_public: bounded("AK", self.identity.ak_public.clone())?,
             statement,
             ima_entries,

@@ -23,8 +23,8 @@ use keylime_mqtt_schemas::compact::Reference;
 use keylime_mqtt_schemas::exchange::attester::{Done, Work};
 use keylime_mqtt_schemas::messages::limits::MAX_TICKET;
 use keylime_mqtt_schemas::messages::{
-    Activation, AkName, Bounded, Digest, Enrol, Nonce, NotYet, NotYetReason, Proof, Prove, Signed, State,
-    Statement, TooLong,
+    Activation, AkName, Bounded, Digest, Enrol, Nonce, NotYet, NotYetReason, PcrMask, Proof, Prove, Signed,
+    State, Statement, TooLong,
 };
 use keylime_mqtt_schemas::statement::evidence_statement;
 use ring::hmac;
@@ -91,6 +91,8 @@ pub struct Device {
     /// Seconds between wakings, for a device that sleeps.
     sleep: Option<u32>,
     reference: Option<Reference>,
+    /// What may be quoted.
+    pcrs: PcrMask,
     /// Bytes of the packed UEFI log in one part.
     uefi_part: usize,
     /// The boot described last, with its statement.
@@ -114,6 +116,8 @@ pub struct Equipment {
     pub reference: Option<Reference>,
     /// Seconds between wakings, for a device that sleeps.
     pub sleep: Option<u32>,
+    /// PCRs that may be quoted.
+    pub pcrs: PcrMask,
     /// Bytes that one MQTT payload may have.
     pub payload_bytes: usize,
 }
@@ -127,7 +131,7 @@ impl Device {
         equipment: Equipment,
         store: Store,
     ) -> Result<Self, StoreError> {
-        let Equipment { boot, ima, uefi, reference, sleep, payload_bytes } = equipment;
+        let Equipment { boot, ima, uefi, reference, sleep, pcrs, payload_bytes } = equipment;
         let uefi_part = parts::uefi_part(payload_bytes);
         let (described, announced, known) = (None, 0, None);
         let mut device = Self {
@@ -140,6 +144,7 @@ impl Device {
             store,
             sleep,
             reference,
+            pcrs,
             uefi_part,
             described,
             announced,

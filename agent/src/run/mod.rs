@@ -150,6 +150,7 @@ pub async fn run(config: &Config, mode: Mode) -> Result<Ending, RunError> {
             Mode::Service => None,
             Mode::Once { sleep: seconds, .. } | Mode::Every { seconds, .. } => Some(seconds),
         },
+        pcrs: config.pcrs(),
         payload_bytes: config.payload_bytes,
     };
     let device = Device::new(id.clone(), tpm.clone(), identity, equipment, store)?;

@@ -116,6 +116,7 @@ impl TestDevice {
                 .exists()
                 .then(|| Reference::parse(&fs::read(at("reference")).unwrap()).unwrap()),
             sleep: None,
+            pcrs: keylime_mqtt_schemas::messages::PcrMask::ALL,
             payload_bytes: 15 * 1024,
         };
         let device = Device::new(id.clone(), tpm.clone(), identity.clone(), equipment, store).unwrap();

@@ -143,6 +143,7 @@ pub(super) fn broken(command: &Command) -> Option<Done> {
     Some(match command {
         Command::Register(_) => Done::Registered(Registered::Unavailable(unavailable)),
         Command::Activate { .. } => Done::Activated(Activated::Unavailable(unavailable)),
+        Command::Withdraw => Done::Withdrawn,
         Command::OpenSession { .. } => Done::Session(Session::Unavailable(unavailable)),
         Command::Prove { .. } => Done::Proven(Proven::Unavailable(unavailable)),
         Command::CheckStatement { .. } => Done::StatementChecked(false),

@@ -168,9 +168,10 @@ fn explain_uefi(log: Option<&UefiLog>, values: &PcrValues) -> Result<(), &'stati
 }
 
 /// A fixed text per reason, so that they can be counted
-fn name(unbound: Unbound) -> &'static str {
+pub(super) fn name(unbound: Unbound) -> &'static str {
     match unbound {
         Unbound::Malformed(_) => "the attestation structure is malformed",
+        Unbound::Name => "about another key than the AK that the device named",
         Unbound::Kind => "of another kind than asked for, or the AK is unfit",
         Unbound::Nonce => "over another nonce",
         Unbound::Signature(_) => "not signed by the trusted AK",

@@ -7,7 +7,7 @@
 use super::lifetimes::Lifetimes;
 use super::outcome;
 use super::report::{Admitted, unix_now};
-use super::restoring::{Job, restore};
+use super::restoring::{self, Job, restore};
 use super::uefi_cache::{Disk, UefiCache, UefiLog};
 use crate::admission::{Admission, Claim, Decision};
 use crate::config::Checked;
@@ -15,18 +15,22 @@ use crate::keylime::{
     Capabilities, EvidenceBody, ImaSegment, Proved, Registrar, Registration, SessionOpening, SessionToken,
     Submission, Verifier,
 };
-use crate::restore::{certified_name, verify_statement};
+use crate::restore::{Unbound, certified_name, verify_proof, verify_statement};
 use crate::session_budget::{Budget, SessionBudget, Standing};
 use crate::ticket::{Ticket, TicketKeys};
 use crate::tpm::AkPublic;
+use governor::clock::{Clock as _, DefaultClock};
+use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 use keylime_mqtt_schemas::AgentId;
 use keylime_mqtt_schemas::exchange::Time;
 use keylime_mqtt_schemas::exchange::relay::{
     Command, Done, Facts, Offer, Offered, OpenedTicket, Proven, Registered, Restored, Restoring, Session,
     Status, Submitted, Token, Unavailable,
 };
-use keylime_mqtt_schemas::messages::{AkName, Bounded, Digest, Enrol, RefusedReason, Signed};
+use keylime_mqtt_schemas::messages::limits::MAX_PUBLIC;
+use keylime_mqtt_schemas::messages::{AkName, Bounded, Digest, Enrol, Nonce, RefusedReason, Signed};
 use rustls_pki_types::UnixTime;
+use std::num::NonZeroU32;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 use tokio::sync::{Semaphore, SemaphorePermit};
@@ -34,6 +38,12 @@ use zeroize::Zeroizing;
 
 /// Restorations at once per bridge; each takes milliseconds, with a log of many entries a fraction of a second
 const RESTORATIONS: usize = 4;
+/// Registrations per second of all devices together; each is a chain of certificates to check and a write at the registrar
+const REGISTRATIONS_PER_SECOND: NonZeroU32 = NonZeroU32::MIN.saturating_add(19);
+/// Registrations of all devices at once: a rack that is switched on
+const REGISTRATIONS_AT_ONCE: NonZeroU32 = NonZeroU32::MIN.saturating_add(199);
+/// What no HMAC of a credential is
+const NO_TAG: [u8; 48] = [0; 48];
 
 /// Keylime and all that stands between it and the relays
 #[derive(Debug)]
@@ -43,6 +53,7 @@ pub(super) struct Services {
     /// What tickets are bound to
     verifier_name: String,
     admission: Mutex<Admission>,
+    registrations: DefaultDirectRateLimiter,
     budget: Mutex<SessionBudget>,
     tickets: TicketKeys,
     uefi: UefiCache,
@@ -77,6 +88,9 @@ impl Services {
             uefi: UefiCache::new(checked.config.limits.uefi_cache_bytes, disk),
             budget: Mutex::new(budget),
             admission: Mutex::new(checked.admission),
+            registrations: RateLimiter::direct(
+                Quota::per_second(REGISTRATIONS_PER_SECOND).allow_burst(REGISTRATIONS_AT_ONCE),
+            ),
             registrar: checked.registrar,
             verifier: checked.verifier,
             tickets: checked.tickets,
@@ -102,8 +116,19 @@ impl Services {
                 let _turn = turn(&self.at_registrar).await;
                 Done::Activated(outcome::activated(&self.registrar.activate(id.as_str(), &auth_tag).await))
             }
+            Command::Withdraw => {
+                let _turn = turn(&self.at_registrar).await;
+                // the registrar deletes a record on a wrong tag; one that is gone already is as good
+                self.registrar.activate(id.as_str(), &NO_TAG).await;
+                Done::Withdrawn
+            }
             Command::OpenSession { known } => Done::Session(self.open_session(id, known).await),
-            Command::Prove { session, proof } => Done::Proven(self.prove(id, &session, &proof).await),
+            Command::Prove { session, proof, nonce, ak_public } => {
+                Done::Proven(match proof_holds(&proof, &nonce, &ak_public) {
+                    Ok(()) => self.prove(id, &session, &proof).await,
+                    Err(unbound) => Proven::Unbound(restoring::name(unbound)),
+                })
+            }
             Command::CheckStatement { statement, expected, ak_public } => {
                 Done::StatementChecked(statement_holds(&statement, &expected, ak_public.as_slice()))
             }
@@ -164,6 +189,9 @@ impl Services {
     }
 
     async fn register(&self, id: &AgentId, enrol: Enrol, memory: &mut Memory) -> Registered {
+        if let Err(not_until) = self.registrations.check() {
+            return Registered::Wait(not_until.wait_time_from(DefaultClock::default().now()));
+        }
         let Enrol { ek_public, ak_public, ek_certificate } = enrol;
         let ek_certificate = ek_certificate.as_ref().map(Bounded::as_slice);
         let (ek_public, ak_public) = (ek_public.as_slice(), ak_public.as_slice());
@@ -301,7 +329,7 @@ impl Services {
             Some(digest) => match self.uefi_log(digest, memory).await.and_then(|log| log.text()) {
                 Some(text) => Some(text),
                 // pushed out of the cache: a new challenge, and the log once more
-                None => return Submitted::Unavailable(Unavailable { retry_after: None }),
+                None => return Submitted::LogGone,
             },
             None => None,
         };
@@ -333,6 +361,12 @@ fn statement_holds(statement: &Signed, expected: &Digest, ak_public: &[u8]) -> b
     let (attest, signature) = (statement.attest.as_slice(), statement.signature.as_slice());
     AkPublic::parse(ak_public)
         .is_ok_and(|ak| verify_statement(&ak, expected.as_bytes(), attest, signature).is_ok())
+}
+
+/// That this is the answer to that session nonce by the AK that the device claims, as far as that can be seen here
+fn proof_holds(proof: &Signed, nonce: &Nonce, ak_public: &Bounded<MAX_PUBLIC>) -> Result<(), Unbound> {
+    let ak = AkPublic::parse(ak_public.as_slice()).map_err(|_| Unbound::Kind)?;
+    verify_proof(&ak, nonce.as_bytes(), proof.attest.as_slice(), proof.signature.as_slice())
 }
 
 fn session_token(token: &Token) -> Option<SessionToken> {

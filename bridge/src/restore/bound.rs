@@ -31,6 +31,9 @@ pub enum Unbound {
     /// Another kind than was asked for
     #[error("the attestation structure is of another kind than was asked for")]
     Kind,
+    /// A certification of another key
+    #[error("it certifies another key than the AK that was named")]
+    Name,
     /// An answer to another challenge
     #[error("the nonce is another one")]
     Nonce,
@@ -105,6 +108,10 @@ pub fn bind(
 
 /// Checks a statement: a quote of no PCRs, by which the trusted AK says the 32 bytes in its extraData
 ///
+/// Proves: a holder of the AK said exactly this, and no quote of PCRs was taken for it. Does not prove: that it is true (a device that was
+/// tampered with states what it sent, and is failed for it); that it was said just now, unless there is a nonce in what is hashed; that the AK is a
+/// TPM's or this device's; or anything about the logs and the boot time but that the device itself named them.
+///
 /// Returns the clock, which here may be unsafe: a statement is not submitted to anyone.
 ///
 /// # Errors
@@ -130,6 +137,26 @@ pub fn verify_statement(
         return Err(Unbound::Values);
     }
     Ok(parsed.clock)
+}
+
+/// Checks a proof of possession against the session nonce and the AK that the device claims
+///
+/// Proves: whoever made it holds that AK and was asked with that nonce, so it arrived as it was sent. Does not prove: that the AK is the
+/// one enrolled, or a TPM's at all. That is the verifier's to say, and until it has said `pass` the AK stays a claim.
+///
+/// # Errors
+/// The first check that failed.
+pub fn verify_proof(ak: &AkPublic, nonce: &[u8], attest: &[u8], signature: &[u8]) -> Result<(), Unbound> {
+    // first what the AK is: with another one no signature can be expected to hold
+    let parsed = Attest::parse(attest)?;
+    let Attested::Certify { name } = &parsed.attested else {
+        return Err(Unbound::Kind);
+    };
+    if name.as_slice() != ak.name() {
+        return Err(Unbound::Name);
+    }
+    let parsed = verified(ak, attest, signature)?;
+    if parsed.extra_data == nonce { Ok(()) } else { Err(Unbound::Nonce) }
 }
 
 /// The name that a TPM2_Certify answer is about

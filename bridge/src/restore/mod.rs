@@ -15,7 +15,7 @@ mod brief;
 mod pcrs;
 mod uefi;
 
-pub use bound::{Bound, Unbound, bind, certified_name, verify_statement};
+pub use bound::{Bound, Unbound, bind, certified_name, verify_proof, verify_statement};
 pub use brief::restore_brief;
 pub use pcrs::pcr_blob;
 pub use uefi::{Replayed, UefiReplay};

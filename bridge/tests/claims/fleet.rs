@@ -150,18 +150,18 @@ async fn the_number_of_devices_is_bounded_and_those_known_are_served() {
 #[tokio::test]
 async fn a_tpm_that_is_not_admitted_is_refused_before_the_registrar_hears_of_it() {
     let world = World::passing().await;
-    let id: AgentId = "gateway-1".parse().unwrap();
     let enrol = |certificate: Option<Vec<u8>>| {
         let certificate = certificate.map(|der| Bounded::try_from(der).unwrap());
         let ek_public = bytes("device-secure/ek.pub").try_into().unwrap();
         let ak_public = TestAk::new().tpm2b().try_into().unwrap();
         Up::Enrol(Enrol { ek_public, ak_public, ek_certificate: certificate })
     };
-    for (certificate, expected) in [
-        (None, RefusedReason::NoCertificate),
-        (Some(bytes("device-secure/ek_rsa.der")), RefusedReason::NotAdmitted),
-        (Some(vec![1, 2, 3]), RefusedReason::Malformed),
+    for (number, certificate, expected) in [
+        (1, None, RefusedReason::NoCertificate),
+        (2, Some(bytes("device-secure/ek_rsa.der")), RefusedReason::NotAdmitted),
+        (3, Some(vec![1, 2, 3]), RefusedReason::Malformed),
     ] {
+        let id: AgentId = format!("gateway-{number}").parse().unwrap();
         world.says(&id, &enrol(certificate)).await;
         let reason = world.question(&id, "Refused", |question| match question {
             Question::Refused(refused) => Some(refused.reason),
@@ -171,8 +171,8 @@ async fn a_tpm_that_is_not_admitted_is_refused_before_the_registrar_hears_of_it(
     }
     assert_eq!(world.requests_like("POST /v2.6"), 0);
     let waiting = world.snapshot().await.waiting;
-    assert_eq!(waiting[0].id, "gateway-1");
-    assert!(waiting[0].reason.contains("cannot be read"), "{waiting:?}");
+    assert_eq!(waiting[2].id, "gateway-3");
+    assert!(waiting[2].reason.contains("cannot be read"), "{waiting:?}");
 }
 
 #[tokio::test]
@@ -248,4 +248,66 @@ async fn a_hello_is_answered_for_a_device_never_heard_of_and_a_flood_of_them_is_
     world.says(&other, &hello(1, 0)).await;
     world.question(&other, "an answer", heard).await;
     assert_eq!(world.requests_like(""), 0, "Keylime was asked nothing");
+}
+
+#[tokio::test]
+async fn more_devices_registering_at_once_than_the_bridge_lets_are_told_to_come_again_and_others_are_served()
+{
+    let world = World::passing().await;
+    let enrol = Up::Enrol(Enrol {
+        ek_public: vec![7; 300].try_into().unwrap(),
+        ak_public: TestAk::new().tpm2b().try_into().unwrap(),
+        ek_certificate: Some(vec![0x30; 4000].try_into().unwrap()),
+    });
+    let ids: Vec<AgentId> = (0..400).map(|number| format!("stranger-{number}").parse().unwrap()).collect();
+    for id in &ids {
+        world.says(id, &enrol).await;
+    }
+    let (mut refused, mut busy) = (0, 0);
+    for id in &ids {
+        let answer = world.question(id, "an answer", |question| match question {
+            Question::Refused(_) => Some(true),
+            Question::Later(later) => Some(later.reason != LaterReason::Busy),
+            _ => None,
+        });
+        if answer.await {
+            refused += 1;
+        } else {
+            busy += 1;
+        }
+    }
+    // two hundred at once, and twenty more each second
+    assert!(refused >= 200 && busy > 0, "{refused} decided, {busy} told to come again");
+    assert_eq!(world.requests_like("POST /v2.6"), 0);
+    Device::new("gateway-1").passes(&world).await;
+}
+
+#[tokio::test]
+async fn a_proof_that_does_not_hold_under_the_ak_of_ready_never_reaches_the_verifier() {
+    let world = World::passing().await;
+    let device = Device::new("gateway-1");
+    world.says(&device.id, &device.ready()).await;
+    let nonce = world
+        .question(&device.id, "Prove", |question| match question {
+            Question::Prove(prove) => Some(prove.nonce),
+            _ => None,
+        })
+        .await;
+    let Up::Proof(mut proof) = device.proof(&nonce) else { panic!() };
+    let mut attest = proof.signed.attest.as_slice().to_vec();
+    attest[30] ^= 1;
+    proof.signed.attest = attest.try_into().unwrap();
+    world.says(&device.id, &Up::Proof(proof)).await;
+    while world.snapshot().await.refused.is_empty() {
+        tokio::task::yield_now().await;
+    }
+    world.says(&device.id, &device.proof(&nonce)).await;
+    world
+        .question(&device.id, "a challenge", |question| match question {
+            Question::Challenge(_) => Some(()),
+            _ => None,
+        })
+        .await;
+    assert_eq!(world.requests_like("PATCH /v3.0/sessions"), 1);
+    assert_eq!(world.requests_like("POST /v3.0/sessions"), 1);
 }

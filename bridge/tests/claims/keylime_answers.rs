@@ -494,3 +494,76 @@ fn plain_http_needs_to_be_asked_for() {
     let error = Verifier::new(&settings).unwrap_err().to_string();
     assert!(error.contains("https"), "{error}");
 }
+
+/// The token is for the verifier alone: not for whom it, or somebody in its place, names.
+#[tokio::test]
+async fn a_redirect_is_followed_nowhere_and_no_token_or_evidence_goes_with_it() {
+    for status in [301, 302, 303, 307, 308] {
+        let elsewhere = Scripted::start(vec![answer(200, "{}"), answer(200, "{}"), answer(200, "{}")]).await;
+        let location = format!("{}v3.0/agents/{ID}/attestations", elsewhere.settings.url);
+        let redirect = || Play::Answer(status, vec![("Location", location.clone())], b"{}".to_vec());
+        let script = (0..6).map(|_| redirect()).collect();
+        let server = Scripted::start(script).await;
+        let verifier = Verifier::new(&server.settings).unwrap();
+        let registrar = Registrar::new(&server.settings).unwrap();
+        let redirected = |why: Unavailable| assert_eq!(reason(why), Reason::Redirected, "{status}");
+        match verifier.offer(ID, &token(), &capabilities()).await {
+            Offered::Unavailable(why) => redirected(why),
+            other => panic!("{status}: {other:?}"),
+        }
+        match verifier.submit(ID, &token(), 0, evidence(), &ORDER).await {
+            Submission::Unavailable(why) => redirected(why),
+            other => panic!("{status}: {other:?}"),
+        }
+        match verifier.status(ID, &token()).await {
+            StatusOutcome::Unavailable(why) => redirected(why),
+            other => panic!("{status}: {other:?}"),
+        }
+        match verifier.prove(ID, "s", &[], &[]).await {
+            Proved::Unavailable(why) => redirected(why),
+            other => panic!("{status}: {other:?}"),
+        }
+        match verifier.open_session(ID).await {
+            SessionOpening::Unavailable(why) => redirected(why),
+            other => panic!("{status}: {other:?}"),
+        }
+        match registrar.register(ID, &[], None, &[]).await {
+            Registration::Unavailable(why) => redirected(why),
+            other => panic!("{status}: {other:?}"),
+        }
+        assert_eq!(server.seen().len(), 6, "{status}");
+        assert!(elsewhere.seen().is_empty(), "{status}: the bridge went where it was sent");
+    }
+}
+
+/// Each byte comes in time, and all of them never would.
+#[tokio::test]
+async fn an_answer_that_comes_a_byte_at_a_time_ends_with_the_time_of_the_request() {
+    let script = vec![Play::Drip(200), Play::Drip(201), Play::Drip(200)];
+    let server = Scripted::start_with(script, |settings| settings.timeout = Duration::from_secs(1)).await;
+    let verifier = Verifier::new(&server.settings).unwrap();
+    let SessionOpening::Unavailable(why) = verifier.open_session(ID).await else { panic!() };
+    assert_eq!(reason(why), Reason::Silent);
+    let Offered::Unavailable(why) = verifier.offer(ID, &token(), &capabilities()).await else { panic!() };
+    assert_eq!(reason(why), Reason::Silent);
+    let StatusOutcome::Unavailable(why) = verifier.status(ID, &token()).await else { panic!() };
+    assert_eq!(reason(why), Reason::Silent);
+}
+
+#[tokio::test]
+async fn no_answer_to_any_question_is_read_beyond_its_bound() {
+    let verifier_script =
+        vec![Play::Endless(200), Play::Endless(201), Play::Endless(200), Play::Endless(200)];
+    let (_server, verifier) = verifier(verifier_script).await;
+    let SessionOpening::Unavailable(why) = verifier.open_session(ID).await else { panic!() };
+    assert_eq!(reason(why), Reason::TooLarge);
+    let Offered::Unavailable(why) = verifier.offer(ID, &token(), &capabilities()).await else { panic!() };
+    assert_eq!(reason(why), Reason::TooLarge);
+    let StatusOutcome::Unavailable(why) = verifier.status(ID, &token()).await else { panic!() };
+    assert_eq!(reason(why), Reason::TooLarge);
+    let Proved::Unavailable(why) = verifier.prove(ID, "s", &[], &[]).await else { panic!() };
+    assert_eq!(reason(why), Reason::TooLarge);
+    let (_server, registrar) = registrar(vec![Play::Endless(200)]).await;
+    let Registration::Unavailable(why) = registrar.register(ID, &[], None, &[]).await else { panic!() };
+    assert_eq!(reason(why), Reason::TooLarge);
+}

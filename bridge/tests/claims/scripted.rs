@@ -25,6 +25,8 @@ pub enum Play {
     BreakOff,
     /// Sends body bytes for ever
     Endless(u16),
+    /// Sends a body that promises to end and comes a byte at a time
+    Drip(u16),
     /// Sends bytes that are not HTTP
     NotHttp,
 }
@@ -162,6 +164,14 @@ async fn play(
                 let head = format!("HTTP/1.1 {status} Scripted\r\ncontent-length: 9000000000\r\n\r\n");
                 stream.write_all(head.as_bytes()).await.ok();
                 while stream.write_all(&vec![b' '; 65536]).await.is_ok() {}
+                true
+            }
+            Play::Drip(status) => {
+                let head = format!("HTTP/1.1 {status} Scripted\r\ncontent-length: 100000\r\n\r\n");
+                stream.write_all(head.as_bytes()).await.ok();
+                while stream.write_all(b" ").await.is_ok() && stream.flush().await.is_ok() {
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
                 true
             }
             Play::NotHttp => {

@@ -100,7 +100,7 @@ impl Device {
         vec![self.seed, b'e', b'k']
     }
 
-    fn ak_public(&self) -> Vec<u8> {
+    pub(crate) fn ak_public(&self) -> Vec<u8> {
         let area = [&[0x00, 0x01, 0x00, 0x0b, self.seed][..], &[7; 64]].concat();
         [&(area.len() as u16).to_be_bytes()[..], &area].concat()
     }
@@ -146,7 +146,8 @@ impl Device {
 
     fn lines_from(&self, from: u64) -> &[u8] {
         let ima = self.ima.as_deref().unwrap_or_default();
-        ima.get(usize::try_from(from).unwrap() * LINE..).unwrap_or_default()
+        let from = usize::try_from(from).unwrap().saturating_mul(LINE);
+        ima.get(from..).unwrap_or_default()
     }
 
     /// What the agent's shell would do.
@@ -155,13 +156,15 @@ impl Device {
             Work::Introduce => Done::Introduced(Enrol {
                 ek_public: self.ek_public().try_into().unwrap(),
                 ak_public: self.ak_public().try_into().unwrap(),
-                ek_certificate: None,
+                ek_certificate: Some(vec![self.seed; 30].try_into().unwrap()),
             }),
             Work::Describe => Done::Described(self.described()),
-            Work::Activate { blob } if blob.starts_with(&self.ek_public()) => Done::Activated(Activation {
-                credential: Digest::of(&[&blob]),
-                auth_tag: auth_tag(&blob).into(),
-            }),
+            Work::Activate { blob } if holds(&blob, &self.ek_public(), self.ak()) => {
+                Done::Activated(Activation {
+                    credential: Digest::of(&[&blob]),
+                    auth_tag: auth_tag(&blob).into(),
+                })
+            }
             Work::Activate { .. } => Done::Failed,
             Work::Prove(prove) => Done::Proved(ProofMessage {
                 tag: prove.nonce.tag(),
@@ -178,7 +181,7 @@ impl Device {
             Work::Read(need) => self.part(&need),
             Work::State { state, nonce, evidence, ima_end } => {
                 let from = state.ima_from.map(|from| self.lines_from(from)).unwrap_or_default();
-                let wanted = ima_end.zip(state.ima_from).map_or(0, |(end, from)| end - from);
+                let wanted = ima_end.zip(state.ima_from).map_or(0, |(end, from)| end.saturating_sub(from));
                 let lines = from.get(..usize::try_from(wanted).unwrap() * LINE).unwrap_or_default();
                 let digest = evidence_statement(&self.id, &nonce, &evidence, &Digest::of(&[lines]));
                 Done::Stated(Statement { tag: state.tag, signed: self.sign(STATEMENT, digest.as_bytes()) })
@@ -268,13 +271,13 @@ impl Device {
                 let packed = self.packed(LogKind::Uefi, log, need.reference);
                 let (from, upto) =
                     (usize::try_from(need.offset).unwrap(), usize::try_from(need.upto).unwrap());
-                let upto = upto.min(from + PART).min(packed.len());
+                let upto = upto.min(from.saturating_add(PART)).min(packed.len());
                 let part = packed.get(from..upto).unwrap_or_default().to_vec();
                 let next = need.offset + part.len() as u64;
                 (part, next, Some(packed.len() as u32))
             }
             LogKind::Ima => {
-                let most = usize::try_from(need.upto - need.offset).unwrap().min(PART / LINE);
+                let most = usize::try_from(need.upto.saturating_sub(need.offset)).unwrap().min(PART / LINE);
                 let lines = self.lines_from(need.offset);
                 let lines = lines.get(..most * LINE).unwrap_or(lines);
                 let part = match lines {
@@ -339,8 +342,17 @@ pub(crate) fn dense_log(size: usize) -> Vec<u8> {
     (0_u64..).flat_map(|at| *Digest::of(&[&at.to_be_bytes()]).as_bytes()).take(size).collect()
 }
 
-pub(crate) fn blob(ek: &[u8], number: u64) -> Vec<u8> {
-    [ek, b" credential ", &number.to_be_bytes()].concat()
+/// A credential is for one EK and one AK, and comes out whole or not at all: TPM 2.0 Part 1, 24.
+pub(crate) fn blob(ek: &[u8], ak: AkName, number: u64) -> Vec<u8> {
+    let content = [ek, ak.as_bytes(), &number.to_be_bytes()].concat();
+    [Digest::of(&[b"credential", &content]).as_bytes(), &content[..]].concat()
+}
+
+fn holds(credential: &[u8], ek: &[u8], ak: AkName) -> bool {
+    credential
+        .split_at_checked(32)
+        .and_then(|(_, content)| content.last_chunk())
+        .is_some_and(|number| credential == blob(ek, ak, u64::from_be_bytes(*number)))
 }
 
 pub(crate) fn auth_tag(blob: &[u8]) -> [u8; 48] {

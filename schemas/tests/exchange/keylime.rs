@@ -3,6 +3,7 @@
 //! It knows the traps that cost a device its PASS: a wrong tag deletes the record, a second POST kills the first
 //! nonce, a wrong nonce is taken with 202 and fails the device for good, an IMA device fails after a reboot.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use keylime_mqtt_schemas::codec::decode;
@@ -46,6 +47,8 @@ struct Attestation {
     pcr10: Digest,
     boot_time: u64,
     uefi: Option<Digest>,
+    /// Lines that it was told of: it takes no fewer.
+    announced: u64,
     received: bool,
 }
 
@@ -58,6 +61,8 @@ struct Enrolled {
     /// The boot time, the IMA lines and PCR 10 of the last pass.
     passed: Option<(u64, u64, Digest)>,
     last_evidence: Option<Time>,
+    /// Of the last quote: a later one has a later one.
+    clock: u64,
 }
 
 #[derive(Debug)]
@@ -72,6 +77,8 @@ pub(crate) struct Keylime {
     /// A PATCH whose quote covers another nonce than the one at its index.
     pub(crate) foreign_nonces: u32,
     pub(crate) offers: u32,
+    /// Nonces of the attestations that passed.
+    pub(crate) passed: BTreeSet<Digest>,
 }
 
 impl Keylime {
@@ -86,6 +93,7 @@ impl Keylime {
             sessions_opened: 0,
             foreign_nonces: 0,
             offers: 0,
+            passed: BTreeSet::new(),
         }
     }
 
@@ -95,8 +103,15 @@ impl Keylime {
         let standing =
             Standing { verdict: Verdict::Pending, attestation_count: 0, last_received: 0, last_success: 0 };
         let (ak, attestations) = (record.ak, Vec::new());
-        self.enrolled =
-            Some(Enrolled { ak, policy, attestations, standing, passed: None, last_evidence: None });
+        self.enrolled = Some(Enrolled {
+            ak,
+            policy,
+            attestations,
+            standing,
+            passed: None,
+            last_evidence: None,
+            clock: 0,
+        });
         true
     }
 
@@ -117,7 +132,7 @@ impl Keylime {
             return Registered::Refused(RefusedReason::OtherTpm);
         }
         self.made += 1;
-        let blob = device::blob(ek, self.made);
+        let blob = device::blob(ek, ak, self.made);
         self.record = Some(Record { ek: ek.to_vec(), ak, blob: blob.clone(), active: false });
         Registered::Credential(blob)
     }
@@ -142,6 +157,13 @@ impl Keylime {
         Session::Opened { session, nonce, good_for: SESSION_NONCE }
     }
 
+    /// What the bridge sees of a proof before the verifier does.
+    pub(crate) fn unbound(proof: &Signed, nonce: &Nonce, ak_public: &[u8]) -> Option<Proven> {
+        let bound = Proof::read(proof)
+            .is_some_and(|proof| proof.nonce == *nonce && Some(proof.ak) == AkName::of_public(ak_public));
+        (!bound).then_some(Proven::Unbound("it does not verify under the AK"))
+    }
+
     pub(crate) fn proven(&mut self, session: &str, proof: &Signed, now: Time) -> Proven {
         let Some((_, nonce, until)) = self.session.take_if(|(open, _, _)| open == session) else {
             return Proven::SessionGone;
@@ -153,7 +175,8 @@ impl Keylime {
             Some(proof) if proof.nonce == nonce && proof.ak == enrolled.ak => {
                 let token = format!("token-{}", self.made);
                 self.token = Some((token.clone(), now + self.session_lifetime));
-                let ticket = format!("ticket:{token}").into_bytes().try_into().ok();
+                let ticket = format!("ticket:{}:{token}", hex::encode(proof.ak.as_bytes()));
+                let ticket = ticket.into_bytes().try_into().ok();
                 Proven::Token { token: Token::new(token), certified: proof.ak, ticket }
             }
             _ => Proven::BadProof,
@@ -201,6 +224,7 @@ impl Keylime {
             pcr10,
             boot_time,
             uefi,
+            announced: facts.ima_entries.filter(|_| enrolled.policy.ima).unwrap_or(0),
             received: false,
         });
         Offered::Opened(Offer {
@@ -232,10 +256,15 @@ impl Keylime {
         if index + 1 != enrolled.attestations.len() as u64 {
             return Submitted::Superseded;
         }
+        let lines = restored.ima.as_deref().map_or(0, device::count);
+        if attestation.ima_offset.saturating_add(lines) < attestation.announced {
+            return Submitted::Invalid("fewer lines than were announced".to_owned());
+        }
         let quote = Attest::read(&restored.quote);
         let right_nonce = quote.as_ref().is_some_and(|quote| quote.extra == attestation.nonce.as_bytes());
         self.foreign_nonces += u32::from(!right_nonce);
         let values: PcrValues = decode(&restored.pcr_blob).unwrap_or_default();
+        let quote_clock = quote.as_ref().map_or(0, |quote| quote.clock);
         let quoted = quote.is_some_and(|quote| {
             (u32::from(quote.mask), quote.mask, quote.pcrs) == (QUOTED, values.mask(), values.digest())
         });
@@ -244,15 +273,24 @@ impl Keylime {
         let ima_explains =
             !enrolled.policy.ima || (!rebooted && values.value(IMA_PCR) == Some(pcr10.as_bytes()));
         let right_uefi = restored.uefi == attestation.uefi;
-        let lines = restored.ima.as_deref().map_or(0, device::count);
+        let later = quote_clock > enrolled.clock;
+        let nonce = Digest::of(&[attestation.nonce.as_bytes()]);
         let (boot_time, upto) = (attestation.boot_time, attestation.ima_offset + lines);
         if let Some(attestation) = enrolled.attestations.last_mut() {
             attestation.received = true;
         }
         enrolled.last_evidence = Some(now);
         enrolled.standing.last_received = now.as_secs() + 1;
-        if right_nonce && quoted && ima_explains && right_uefi && enrolled.standing.verdict != Verdict::Fail {
+        enrolled.clock = enrolled.clock.max(quote_clock);
+        if right_nonce
+            && quoted
+            && later
+            && ima_explains
+            && right_uefi
+            && enrolled.standing.verdict != Verdict::Fail
+        {
             enrolled.passed = Some((boot_time, upto, pcr10));
+            self.passed.insert(nonce);
             enrolled.standing.verdict = Verdict::Pass;
             enrolled.standing.attestation_count += 1;
             enrolled.standing.last_success = now.as_secs() + 1;

@@ -4,12 +4,16 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use keylime_mqtt_schemas::compact::{pack_ima, unpack_ima};
+use keylime_mqtt_schemas::exchange::attester::{Done as Worked, Work};
+use keylime_mqtt_schemas::exchange::relay::{Command, Done, Output, Registered};
 use keylime_mqtt_schemas::messages::limits::MAX_INLINE_IMA;
 use keylime_mqtt_schemas::messages::{
-    Blob, Brief, Evidence, LogKind, PcrMask, PcrValues, Proof, Quote, Ready, Signed, Statement, Up, Verdict,
+    Blob, Brief, Enrol, Evidence, LogKind, PcrMask, PcrValues, Proof, Question, Quote, Ready, Signed,
+    Statement, Up, Verdict,
 };
 
 use super::device::{Device, dense_log};
+use super::hand::{AT, Hand};
 use super::keylime::Policy;
 use super::world::World;
 
@@ -63,11 +67,8 @@ const LIES: [(&str, Lie); 14] = [
     }),
     ("another AK in Ready", |up| match up {
         Up::Ready(ready) => {
-            let other =
-                Device::new("other", 9).work(keylime_mqtt_schemas::exchange::attester::Work::Describe);
-            let keylime_mqtt_schemas::exchange::attester::Done::Described(other) = other else {
-                unreachable!()
-            };
+            let other = Device::new("other", 9).work(Work::Describe);
+            let Worked::Described(other) = other else { unreachable!() };
             vec![Up::Ready(Ready { ak_public: other.ak_public, ..ready })]
         }
         other => vec![other],
@@ -185,4 +186,73 @@ fn assert_ends_well(mut world: World, name: &str) {
     assert!(!world.verdicts().contains(&Verdict::Fail), "{name}: a false FAIL");
     assert_eq!(world.keylime.foreign_nonces, 0, "{name}: a foreign nonce");
     assert_eq!(world.bad_notices, [], "{name}");
+}
+
+/// The registrar keeps an id for the AK it heard first, active or not.
+#[test]
+fn an_ak_put_in_place_of_the_devices_own_at_enrolment_does_not_keep_the_device_out() {
+    for restart_agent in [false, true] {
+        let mut world = honest();
+        world.on_the_way_up = Some(|up| match up {
+            Up::Enrol(enrol) => {
+                let ak_public = Device::new("other", 9).ak_public().try_into().unwrap();
+                vec![Up::Enrol(Enrol { ak_public, ..enrol })]
+            }
+            other => vec![other],
+        });
+        let limit = Duration::from_secs(200);
+        world.run_until(limit, |_| false);
+        assert!(world.asked.iter().any(|(_, asked)| *asked == "Register"));
+        world.on_the_way_up = None;
+        if restart_agent {
+            world.restart_agent();
+        }
+        let back = world.run_until(limit + Duration::from_secs(320), |world| world.passes() > 0);
+        assert!(back, "{:?}\n{}", world.dropped, world.tail());
+        assert!(world.asked.iter().any(|(_, asked)| *asked == "Withdraw"));
+    }
+}
+
+#[test]
+fn a_device_that_enrols_in_a_loop_reaches_the_registrar_no_oftener_than_every_five_seconds() {
+    let mut hand = Hand::new();
+    let Worked::Introduced(enrol) = hand.device.work(Work::Introduce) else { unreachable!() };
+    let (mut registered, mut later) = (0, 0);
+    for number in 0..3000_u16 {
+        let now = AT(100) + Duration::from_millis(u64::from(number) * 100);
+        // each with a certificate of its own, so that none is the one before
+        let ek_certificate = Some(number.to_be_bytes().repeat(100).try_into().unwrap());
+        let mut outputs = hand.says(Up::Enrol(Enrol { ek_certificate, ..enrol.clone() }), now);
+        while let Some(output) = outputs.pop() {
+            match output {
+                Output::Command(Command::Register(_)) => {
+                    registered += 1;
+                    let blob = number.to_be_bytes().to_vec();
+                    outputs.extend(hand.done(Done::Registered(Registered::Credential(blob)), now));
+                }
+                Output::Command(Command::Withdraw) => outputs.extend(hand.done(Done::Withdrawn, now)),
+                Output::Send(down, _) => later += u32::from(matches!(down.question, Question::Later(_))),
+                _ => {}
+            }
+        }
+    }
+    assert!((50..=61).contains(&registered), "{registered} registrations in five minutes");
+    assert!(later > 2000, "the others were told to come again: {later}");
+}
+
+/// Keylime consumes a session with a wrong proof, and allows few sessions.
+#[test]
+fn a_proof_that_was_changed_on_the_way_costs_no_session() {
+    let mut world = honest();
+    world.on_the_way_up = Some(|up| match up {
+        Up::Proof(proof) => vec![Up::Proof(Proof { signed: altered(&proof.signed), ..proof })],
+        other => vec![other],
+    });
+    let limit = Duration::from_secs(145);
+    world.run_until(limit, |world| world.dropped.iter().filter(|(kind, _)| *kind == "Proof").count() == 2);
+    assert!(!world.asked.iter().any(|(_, asked)| *asked == "Submit"));
+    assert_eq!((world.keylime.sessions_opened, world.refused), (1, 0), "{:?}", world.dropped);
+    world.on_the_way_up = None;
+    assert!(world.run_until(limit + Duration::from_secs(60), |world| world.passes() > 0));
+    assert_eq!(world.keylime.sessions_opened, 1, "the session of before was proven after all");
 }

@@ -12,6 +12,7 @@
 
 mod answers;
 mod attest;
+mod broker;
 mod device;
 mod flows;
 mod hand;
@@ -20,6 +21,7 @@ mod keylime;
 mod lean;
 mod lies;
 mod logs;
+mod modest;
 mod review;
 mod unanswered;
 mod world;

@@ -2,11 +2,14 @@
 //!
 //! Everything that happens is an event with a number, so that a fault can be put on any of them and a run repeated.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fmt::{Debug, Write};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use keylime_mqtt_liar::{Delivery as Lied, Direction, Liar};
 use keylime_mqtt_schemas::compact::Reference;
 use keylime_mqtt_schemas::exchange::attester::{self, Attester};
 use keylime_mqtt_schemas::exchange::relay::{
@@ -110,8 +113,6 @@ pub(crate) struct World {
     /// What happened, for a reader of a failed run.
     pub(crate) trace: Vec<String>,
     pub(crate) uefi_cache: Vec<Digest>,
-    /// Reference files that the bridge has.
-    references: Arc<[Reference]>,
     pub(crate) reports: Vec<(Time, Report)>,
     pub(crate) waiting: Vec<(Time, LaterReason)>,
     pub(crate) accepted: Vec<Outcome>,
@@ -129,15 +130,24 @@ pub(crate) struct World {
     pub(crate) refusals: Vec<RefusedReason>,
     /// Applied to what travels, for lies: returns what arrives instead.
     pub(crate) on_the_way_up: Option<fn(Up) -> Vec<Up>>,
+    /// The broker, where it is a hostile one.
+    pub(crate) liar: Option<Rc<RefCell<Liar>>>,
+    /// What the liar has for the other devices.
+    pub(crate) astray: Vec<(Direction, Lied)>,
+    /// When the last of what it delayed arrives.
+    pub(crate) latest: Time,
+    attester_settings: attester::Settings,
+    relay_settings: relay::Settings,
 }
 
 impl World {
     pub(crate) fn new(device: Device, policy: Policy, faults: BTreeMap<u64, Fault>) -> Self {
-        let references: Arc<[Reference]> = Arc::new([]);
         let mut world = Self {
             now: Time::from_secs(100),
-            attester: attester(&device, 0),
-            relay: relay(&device, 0, &references),
+            attester: attester(&device, 0, &attester::Settings::default()),
+            relay: relay(&device, 0, &relay::Settings::default()),
+            attester_settings: attester::Settings::default(),
+            relay_settings: relay::Settings::default(),
             device,
             keylime: Keylime::new(),
             policy,
@@ -154,7 +164,6 @@ impl World {
             last_fault: Time::ZERO,
             trace: Vec::new(),
             uefi_cache: Vec::new(),
-            references,
             reports: Vec::new(),
             waiting: Vec::new(),
             accepted: Vec::new(),
@@ -168,6 +177,9 @@ impl World {
             asked: Vec::new(),
             refusals: Vec::new(),
             on_the_way_up: None,
+            liar: None,
+            astray: Vec::new(),
+            latest: Time::ZERO,
         };
         world.push(Duration::ZERO, Event::DeviceConnected(0));
         world
@@ -176,9 +188,34 @@ impl World {
     /// Before anything has happened: the bridge has these reference files.
     #[must_use]
     pub(crate) fn with_references(mut self, references: Arc<[Reference]>) -> Self {
-        self.relay = relay(&self.device, 0, &references);
-        self.references = references;
+        self.relay_settings.references = references;
+        self.relay = relay(&self.device, 0, &self.relay_settings);
         self
+    }
+
+    /// Before anything has happened: both sides are set so, and the broker between them lies.
+    #[must_use]
+    pub(crate) fn between(
+        mut self,
+        attester_settings: attester::Settings,
+        relay_settings: relay::Settings,
+        liar: &Rc<RefCell<Liar>>,
+    ) -> Self {
+        self.attester = attester(&self.device, 0, &attester_settings);
+        self.relay = relay(&self.device, 0, &relay_settings);
+        (self.attester_settings, self.relay_settings) = (attester_settings, relay_settings);
+        self.liar = Some(Rc::clone(liar));
+        self
+    }
+
+    /// Something arrives for this device that was another's.
+    pub(crate) fn arrive(&mut self, direction: Direction, lied: Lied) {
+        let event = match direction {
+            Direction::Up => Event::ToBridge(lied.payload, Delivery::Assured),
+            Direction::Down => Event::ToDevice(lied.payload, Delivery::Assured),
+        };
+        self.latest = self.latest.max(self.now + lied.after);
+        self.push(NETWORK + lied.after, event);
     }
 
     /// What was sent so far is of no interest.
@@ -233,7 +270,7 @@ impl World {
 
     pub(crate) fn restart_agent(&mut self) {
         self.agent_life += 1;
-        self.attester = attester(&self.device, self.agent_life);
+        self.attester = attester(&self.device, self.agent_life, &self.attester_settings);
         self.device.forget();
         self.offline = false;
         self.push(RECONNECT, Event::DeviceConnected(self.agent_life));
@@ -257,7 +294,7 @@ impl World {
 
     pub(crate) fn restart_bridge(&mut self) {
         self.bridge_life += 1;
-        self.relay = relay(&self.device, self.bridge_life, &self.references);
+        self.relay = relay(&self.device, self.bridge_life, &self.relay_settings);
         self.reassembly = Reassembly::default();
         self.uefi_cache.clear();
         // the retained presence
@@ -343,12 +380,14 @@ impl World {
                     }
                 }
                 Ok(None) => {}
+                Err(_) if self.liar.is_some() => {}
                 Err(error) => panic!("the bridge refused a payload of an honest device: {error}"),
             },
-            Event::ToDevice(payload, _) => {
-                let down = unpack_down(&payload).expect("a question of an honest bridge");
-                self.attester.handle(attester::Input::Received(down), now);
-            }
+            Event::ToDevice(payload, _) => match unpack_down(&payload) {
+                Ok(down) => self.attester.handle(attester::Input::Received(down), now),
+                Err(_) if self.liar.is_some() => {}
+                Err(error) => panic!("a question of an honest bridge: {error}"),
+            },
             Event::Present => self.relay.handle(relay::Input::Present, now),
             Event::DeviceConnected(life) if life == self.agent_life => {
                 self.attester.handle(attester::Input::Connected, now);
@@ -376,7 +415,7 @@ impl World {
                 attester::Output::Send(up, _, delivery) => {
                     let number = u32::try_from(self.sent).unwrap();
                     for payload in pack_up(&up, number, PAYLOAD).unwrap() {
-                        self.push(NETWORK, Event::ToBridge(payload, delivery));
+                        self.publish(Direction::Up, payload, delivery);
                     }
                     self.said.push((up, delivery));
                 }
@@ -390,7 +429,7 @@ impl World {
         while let Some(output) = self.relay.poll_output() {
             match output {
                 Output::Send(down, delivery) => {
-                    self.push(NETWORK, Event::ToDevice(pack_down(&down).unwrap(), delivery));
+                    self.publish(Direction::Down, pack_down(&down).unwrap(), delivery);
                     self.asked_device.push((down.question, delivery));
                 }
                 Output::Command(Command::KeepUefi(digest, log)) => {
@@ -400,12 +439,36 @@ impl World {
                 Output::Command(command) => {
                     self.push(HTTP, Event::Command(Box::new(command), self.bridge_life));
                 }
-                Output::Report(report) => self.reports.push((self.now, report)),
+                Output::Report(report) => {
+                    if let Some(liar) = self.liar.as_ref().filter(|_| report.nonce.is_some()) {
+                        liar.borrow_mut().judged(self.device.id.as_str(), self.now);
+                    }
+                    self.reports.push((self.now, report));
+                }
                 Output::Notice(notice @ (Notice::Superseded | Notice::Invalid { .. })) => {
                     self.bad_notices.push(notice);
                 }
                 Output::Notice(Notice::Dropped { kind, why }) => self.dropped.push((kind, why)),
                 Output::Notice(Notice::Setback { .. } | Notice::Unexplained { .. }) => {}
+            }
+        }
+    }
+
+    fn publish(&mut self, direction: Direction, payload: Vec<u8>, delivery: Delivery) {
+        let Some(liar) = &self.liar else {
+            let event = match direction {
+                Direction::Up => Event::ToBridge(payload, delivery),
+                Direction::Down => Event::ToDevice(payload, delivery),
+            };
+            return self.push(NETWORK, event);
+        };
+        let id = self.device.id.as_str();
+        let arrives = liar.borrow_mut().pass(id, direction, &payload, self.now);
+        for lied in arrives {
+            if lied.device == self.device.id.as_str() {
+                self.arrive(direction, lied);
+            } else {
+                self.astray.push((direction, lied));
             }
         }
     }
@@ -431,8 +494,18 @@ impl World {
         }
         Some(match command {
             Command::Register(enrol) => {
-                let ak = AkName::of_public(enrol.ak_public.as_slice()).unwrap();
-                Done::Registered(self.keylime.registered(enrol.ek_public.as_slice(), ak))
+                let ek = enrol.ek_public.as_slice();
+                // admission: an id is one EK's
+                Done::Registered(match AkName::of_public(enrol.ak_public.as_slice()) {
+                    _ if enrol.ek_certificate.is_none() => Registered::Refused(RefusedReason::NoCertificate),
+                    Some(ak) if ek == self.device.ek_public() => self.keylime.registered(ek, ak),
+                    Some(_) => Registered::Refused(RefusedReason::NotAdmitted),
+                    None => Registered::Refused(RefusedReason::Malformed),
+                })
+            }
+            Command::Withdraw => {
+                self.keylime.activated(&[0; 48]);
+                Done::Withdrawn
             }
             Command::Activate { auth_tag } => {
                 let activated = self.keylime.activated(auth_tag);
@@ -442,7 +515,10 @@ impl World {
                 Done::Activated(activated)
             }
             Command::OpenSession { .. } => Done::Session(self.keylime.session(now)),
-            Command::Prove { session, proof } => Done::Proven(self.keylime.proven(session, proof, now)),
+            Command::Prove { session, proof, nonce, ak_public } => {
+                let unbound = Keylime::unbound(proof, nonce, ak_public.as_slice());
+                Done::Proven(unbound.unwrap_or_else(|| self.keylime.proven(session, proof, now)))
+            }
             Command::CheckStatement { statement, expected, ak_public } => {
                 Done::StatementChecked(device::stated(statement, expected, ak_public.as_slice()))
             }
@@ -453,6 +529,9 @@ impl World {
             Command::Restore(restore) => Done::Restored(attest::restored(restore)),
             Command::Submit { token, offer, restored } => {
                 let held = restored.uefi.is_none_or(|log| self.uefi_cache.contains(&log));
+                if !held && self.liar.is_some() {
+                    return Some(Done::Submitted(Submitted::LogGone));
+                }
                 assert!(held, "a UEFI log is submitted that the bridge does not have");
                 Done::Submitted(self.keylime.submitted(token, offer.index, restored, now))
             }
@@ -501,24 +580,23 @@ impl Write for Beginning {
     }
 }
 
-fn attester(device: &Device, life: u32) -> Attester {
+fn attester(device: &Device, life: u32, settings: &attester::Settings) -> Attester {
     let seed = u64::from(life) + 1;
-    let settings =
-        attester::Settings { seed, sleeps: device.sleep.is_some(), ..attester::Settings::default() };
+    let settings = attester::Settings { seed, sleeps: device.sleep.is_some(), ..settings.clone() };
     Attester::new(settings, device.enrolled)
 }
 
-fn relay(device: &Device, life: u32, references: &Arc<[Reference]>) -> Relay {
-    let seed = u64::from(life) + 1;
-    let settings = relay::Settings { seed, references: Arc::clone(references), ..relay::Settings::default() };
-    Relay::new(device.id.clone(), settings)
+fn relay(device: &Device, life: u32, settings: &relay::Settings) -> Relay {
+    Relay::new(device.id.clone(), relay::Settings { seed: u64::from(life) + 1, ..settings.clone() })
 }
 
-/// The model's seal: the ticket says its token, and is good for this device's AK.
+/// The model's seal: the ticket says its token and the AK, and opens for the device that has this AK alone.
 fn opened(up: &Up, device: &Device) -> Option<OpenedTicket> {
     let Up::Ready(ready) = up else { return None };
     let ticket = String::from_utf8(ready.ticket.clone()?.into_vec()).ok()?;
-    Some(OpenedTicket { token: Token::new(ticket.strip_prefix("ticket:")?.to_owned()), ak: device.ak() })
+    let (ak, token) = ticket.strip_prefix("ticket:")?.split_once(':')?;
+    let own = ak == hex::encode(device.ak().as_bytes());
+    own.then(|| OpenedTicket { token: Token::new(token.to_owned()), ak: device.ak() })
 }
 
 /// A command as a word.
@@ -526,6 +604,7 @@ pub(crate) fn kind(command: &Command) -> &'static str {
     match command {
         Command::Register(_) => "Register",
         Command::Activate { .. } => "Activate",
+        Command::Withdraw => "Withdraw",
         Command::OpenSession { .. } => "OpenSession",
         Command::Prove { .. } => "Prove",
         Command::CheckStatement { .. } => "CheckStatement",
@@ -550,6 +629,7 @@ fn answer_unavailable(command: &Command) -> Option<Done> {
         Command::Submit { .. } => Done::Submitted(Submitted::Unavailable(unavailable)),
         // these are the bridge's own and do not time out
         Command::CheckStatement { .. }
+        | Command::Withdraw
         | Command::FindUefi(_)
         | Command::KeepUefi(..)
         | Command::Restore(_) => {

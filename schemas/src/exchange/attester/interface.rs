@@ -21,6 +21,9 @@ pub struct Settings {
     pub silence_cap: Duration,
     /// After waiting so long to be enrolled at the verifier the device registers again, and no oftener.
     pub enrol_again_after: Duration,
+    /// Questions answered in a minute. What is asked above that is not answered, for an answer costs the TPM's time and
+    /// bytes on the link, and nobody needs more; twice as many may come at once.
+    pub answers_per_minute: u32,
     /// Connects only to attest: speaks up at each connection.
     pub sleeps: bool,
     /// Differs per device, so that a fleet spreads.
@@ -34,6 +37,7 @@ impl Default for Settings {
             retry_cap: Duration::from_secs(300),
             silence_cap: Duration::from_secs(900),
             enrol_again_after: Duration::from_secs(3600),
+            answers_per_minute: 60,
             sleeps: false,
             seed: 0,
         }

@@ -4,6 +4,7 @@
 //! no TPM command, does one piece of work at a time, and introduces itself (`Enrol` or `Ready`) at start, after the
 //! stated silence, and when a question is for another boot.
 
+mod allowance;
 mod interface;
 
 use std::collections::VecDeque;
@@ -11,12 +12,13 @@ use std::time::Duration;
 
 pub use interface::{Done, Input, Output, Report, Settings, Work};
 
+use self::allowance::Allowance;
 use super::retry::{Jitter, doubled};
 use super::{Delivery, Time};
 use crate::codec;
 use crate::messages::{
-    Activation, BootMarker, BootTag, Challenge, Digest, Down, Evidence, LaterReason, Need, Proof, Question,
-    Ready, ReadyTag, State, Unchanged, Up,
+    Activation, BootMarker, BootTag, Challenge, Digest, Down, Evidence, LaterReason, LogKind, Need, PcrMask,
+    Proof, Question, Ready, ReadyTag, State, Unchanged, Up,
 };
 use crate::topics::Via;
 
@@ -57,13 +59,31 @@ struct Answered {
     ima_end: Option<u64>,
 }
 
+/// Whether the registrar has accepted this AK, as far as the device knows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Enrolment {
+    Open,
+    /// Told so without having been asked for an activation: perhaps by nobody who knows.
+    OnHearsay,
+    Told,
+}
+
+/// What the device lets be asked of it, as it said in its last `Ready`.
+#[derive(Debug, Clone, Copy, Default)]
+struct Offered {
+    pcrs: PcrMask,
+    /// Lines of the IMA log that it has told of, where there is one.
+    ima: Option<u64>,
+    uefi: bool,
+}
+
 /// The device's half.
 #[derive(Debug)]
 pub struct Attester {
     settings: Settings,
     jitter: Jitter,
     connected: bool,
-    enrolled: bool,
+    enrolment: Enrolment,
     stance: Stance,
     boot: Option<BootMarker>,
     /// What was said of this boot last, and what of it a bridge has acted on since.
@@ -78,6 +98,9 @@ pub struct Attester {
     answered: Option<Answered>,
     not_enrolled_since: Option<Time>,
     enrolled_at: Option<Time>,
+    offered: Offered,
+    answers: Allowance,
+    parts: Allowance,
     outputs: VecDeque<Output>,
 }
 
@@ -86,9 +109,11 @@ impl Attester {
     pub fn new(settings: Settings, enrolled: bool) -> Self {
         Self {
             jitter: Jitter::new(settings.seed),
+            answers: Allowance::of_answers(settings.answers_per_minute),
+            parts: Allowance::of_parts(),
             settings,
             connected: false,
-            enrolled,
+            enrolment: if enrolled { Enrolment::Told } else { Enrolment::Open },
             stance: Stance::Due,
             boot: None,
             said: None,
@@ -101,6 +126,7 @@ impl Attester {
             answered: None,
             not_enrolled_since: None,
             enrolled_at: None,
+            offered: Offered::default(),
             outputs: VecDeque::new(),
         }
     }
@@ -181,11 +207,18 @@ impl Attester {
         }
         let attempt = if let Stance::Introduced { attempt, .. } = self.stance { attempt + 1 } else { 1 };
         self.stance = Stance::Introduced { attempt, retry_at: self.retry_at(attempt, now) };
-        let work = if self.enrolled { Work::Describe } else { Work::Introduce };
+        let enrolled = self.enrolment != Enrolment::Open;
+        let work = if enrolled { Work::Describe } else { Work::Introduce };
         self.enqueue(work, None, None);
     }
 
     fn received(&mut self, question: Question, via: Option<Via>, now: Time) {
+        // parts of logs have their own measure
+        if !matches!(question, Question::Need(_)) && !self.answers.take(now) {
+            // whatever it was, it will be said again
+            self.report(Report::Ignored("asked oftener than this device answers"));
+            return;
+        }
         match question {
             Question::Credential(credential) => {
                 self.engage(self.settings.first_retry * 4, now);
@@ -196,9 +229,12 @@ impl Attester {
                     None => self.enqueue(Work::Activate { blob }, via, None),
                 }
             }
-            Question::Enrolled(_) if self.enrolled => self.report(Report::Ignored("enrolled already")),
+            Question::Enrolled(_) if self.enrolment != Enrolment::Open => {
+                self.report(Report::Ignored("enrolled already"));
+            }
             Question::Enrolled(_) => {
-                self.enrolled = true;
+                let asked = self.activated.is_some();
+                self.enrolment = if asked { Enrolment::Told } else { Enrolment::OnHearsay };
                 self.not_enrolled_since = None;
                 self.report(Report::Enrolled);
                 self.stance = Stance::Due;
@@ -214,6 +250,14 @@ impl Attester {
             }
             Question::Challenge(challenge) => self.challenged(challenge, via, now),
             Question::Need(need) if self.is_this_boot(need.boot) => {
+                let offered = match need.log {
+                    LogKind::Uefi => self.offered.uefi,
+                    LogKind::Ima => self.offered.ima.is_some_and(|lines| need.offset <= lines),
+                };
+                if !offered {
+                    self.report(Report::Ignored("a log was asked for that this device does not offer"));
+                    return;
+                }
                 self.engage(DEFAULT_SILENCE, now);
                 self.enqueue(Work::Read(need), via, None);
             }
@@ -249,12 +293,21 @@ impl Attester {
             self.introduce_for_this_boot(now);
             return;
         }
+        // a bridge knows no more lines than it was told of
+        let lines =
+            challenge.ima_offset.is_none_or(|from| self.offered.ima.is_some_and(|lines| from <= lines));
+        if !self.offered.pcrs.covers(challenge.pcrs) || !lines {
+            self.report(Report::Ignored("PCRs or a log were asked for that this device does not offer"));
+            return;
+        }
         self.not_enrolled_since = None;
         self.known = self.said;
         self.engage(Duration::from_secs(u64::from(challenge.silence)), now);
         let repeated = |answered: &&Answered| {
             answered.challenge.nonce == challenge.nonce
+                && answered.challenge.pcrs == challenge.pcrs
                 && answered.challenge.ima_offset == challenge.ima_offset
+                && answered.challenge.reference == challenge.reference
                 && (answered.challenge.full || !challenge.full)
         };
         if let Some(answered) = self.answered.as_ref().filter(repeated) {
@@ -293,6 +346,8 @@ impl Attester {
                 self.send(Up::Enrol(enrol), None, Delivery::Assured);
             }
             (Work::Describe, Done::Described(ready)) => {
+                self.offered =
+                    Offered { pcrs: ready.pcrs, ima: ready.ima_entries, uefi: ready.uefi.is_some() };
                 if self.boot.replace(ready.boot) != Some(ready.boot) {
                     self.answered = None;
                 }
@@ -312,10 +367,18 @@ impl Attester {
             }
             (Work::Collect(challenge), Done::Collected { evidence, ima_end }) => {
                 let delivery = if challenge.full { Delivery::Assured } else { Delivery::Lean };
+                self.offered.ima = self.offered.ima.max(ima_end);
                 self.send(Up::Evidence(evidence.clone()), via, delivery);
                 self.answered = Some(Answered { challenge, evidence, ima_end });
             }
             (Work::Read(need), Done::Read { blob, next }) => {
+                if !self.parts.take(now) {
+                    self.report(Report::Ignored("more of a log was asked for than this device sends"));
+                    return;
+                }
+                if blob.log == LogKind::Ima {
+                    self.offered.ima = self.offered.ima.max(Some(next));
+                }
                 let step = next.saturating_sub(need.offset);
                 // the packed UEFI log ends where its parts say
                 let upto = blob.total.map_or(need.upto, |total| need.upto.min(total.into()));
@@ -370,10 +433,11 @@ impl Attester {
 
     fn enrol_again_if_long(&mut self, now: Time) {
         let since = *self.not_enrolled_since.get_or_insert(now);
-        let after = self.settings.enrol_again_after;
+        let hearsay = self.enrolment == Enrolment::OnHearsay;
+        let after = if hearsay { Duration::ZERO } else { self.settings.enrol_again_after };
         let long = |since: Time| now.saturating_sub(since) >= after;
         if long(since) && self.enrolled_at.is_none_or(long) {
-            self.enrolled = false;
+            self.enrolment = Enrolment::Open;
             self.activated = None;
             self.not_enrolled_since = Some(now);
         }

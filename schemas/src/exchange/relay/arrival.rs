@@ -2,6 +2,7 @@
 
 use super::phase::{Phase, Retry};
 use super::port::{Facts, OpenedTicket};
+use super::trust::TrustedAk;
 use super::{Relay, Time};
 use crate::messages::{LaterReason, Ready, Unchanged};
 
@@ -12,15 +13,15 @@ impl Relay {
             return;
         };
         let of_the_past = |(_, boot_time, _)| facts.boot_time < boot_time;
-        if self.trusted == Some(facts.ak) && self.stated_boot.is_some_and(of_the_past) {
+        if self.trusts(facts.ak) && self.stated_boot.is_some_and(of_the_past) {
             self.dropped("Ready", "of an earlier boot than the one the device has stated");
             return;
         }
-        if let Some(OpenedTicket { token, ak }) = ticket.filter(|ticket| ticket.ak == facts.ak)
+        if let Some(ticket) = ticket.filter(|ticket| ticket.ak == facts.ak)
             && self.token.is_none()
         {
-            self.token = Some(token);
-            self.trusted = Some(ak);
+            self.trusted = Some(TrustedAk::of_ticket(&ticket));
+            self.token = Some(ticket.token);
         }
         self.plain = false;
         self.introduced(facts, now);
@@ -65,8 +66,13 @@ impl Relay {
                 // it has said how long its log is now
                 self.gather_ima_or_ask(offer, now);
             }
-            Phase::AwaitProof { session, nonce, until, .. } if same && until > now => {
-                self.ask_for_proof(session, nonce, until, now);
+            Phase::AwaitProof(proving) if proving.until > now && self.token.is_none() => {
+                self.ask_for_proof_anew(proving, now);
+            }
+            // a device that is registered no more than this says that it is enrolled: it was told so by somebody else
+            Phase::AwaitActivation { enrol, blob, .. } if self.claims_ak_of(&enrol) => {
+                let repeat = self.repeat(now);
+                self.resend_credential(enrol, blob, repeat, now);
             }
             Phase::Gather(gather) if same => self.ask_for_part(gather, now),
             Phase::Resting { due } if same && due > now => {
@@ -100,8 +106,8 @@ impl Relay {
     pub(super) fn present(&mut self, now: Time) {
         match std::mem::take(&mut self.phase) {
             Phase::AwaitEvidence { offer, repeat, .. } if repeat.sent_at != now => self.ask(offer, now),
-            Phase::AwaitProof { session, nonce, until, repeat } if repeat.sent_at != now && until > now => {
-                self.ask_for_proof(session, nonce, until, now);
+            Phase::AwaitProof(proving) if proving.repeat.sent_at != now && proving.until > now => {
+                self.ask_for_proof_anew(proving, now);
             }
             Phase::AwaitActivation { enrol, blob, repeat } if repeat.sent_at != now => {
                 self.resend_credential(enrol, blob, repeat, now);

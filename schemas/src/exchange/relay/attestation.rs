@@ -342,9 +342,7 @@ impl Relay {
             Phase::AwaitStatement { offer, repeat, .. } if offer.nonce.tag() == not_yet.tag => {
                 *repeat = postponed;
             }
-            Phase::AwaitProof { nonce, repeat, .. } if nonce.tag() == not_yet.tag => {
-                *repeat = postponed;
-            }
+            Phase::AwaitProof(proving) if proving.nonce.tag() == not_yet.tag => proving.repeat = postponed,
             _ => return self.dropped("NotYet", "no question with this tag is open"),
         }
         self.report(Verdict::Unknown, Some(not_yet.reason.to_string()));

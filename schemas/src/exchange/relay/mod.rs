@@ -16,6 +16,7 @@ mod phase;
 mod port;
 mod session;
 mod submission;
+mod trust;
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -26,7 +27,9 @@ pub use port::{
     Requested, Restore, Restored, Restoring, Session, Standing, Status, Submitted, Token, Unavailable,
 };
 
-use phase::{Gathered, Phase, Repeat, Retry, Step, Unsubmitted};
+use phase::{Gathered, Phase, Proving, Repeat, Retry, Step, Unsubmitted};
+
+use trust::TrustedAk;
 
 use super::retry::{Jitter, doubled};
 use super::{Delivery, Time};
@@ -45,6 +48,8 @@ const SETBACK_CAP: Duration = Duration::from_secs(60);
 const TIMEOUT_INTERVALS: u32 = 5;
 /// The verifier keeps every attestation it opened, so a device that sends no evidence gets no more than these.
 const LEAST_BETWEEN_OFFERS: Duration = Duration::from_secs(5);
+/// The registrar writes its database, and the bridge checks a chain of certificates, each time a device registers.
+const LEAST_BETWEEN_REGISTRATIONS: Duration = Duration::from_secs(5);
 /// The interval to reckon with until the verifier has named its own: Keylime's agents use it as default.
 const ASSUMED_INTERVAL: Duration = Duration::from_secs(60);
 
@@ -64,7 +69,7 @@ pub struct Relay {
     jitter: Jitter,
     phase: Phase,
     facts: Option<Facts>,
-    trusted: Option<AkName>,
+    trusted: Option<TrustedAk>,
     token: Option<Token>,
     ticket: Option<Bounded<MAX_TICKET>>,
     stated_boot: Option<(BootMarker, u64, Option<UefiLog>)>,
@@ -80,6 +85,12 @@ pub struct Relay {
     gathered: Option<Gathered>,
     /// The credential whose activation was accepted last, for a repeated `Activation`.
     activated: Option<Digest>,
+    /// The `Enrol` that the registrar knows from this process and that nobody has activated.
+    unactivated: Option<Digest>,
+    /// When the registrar was last asked to register it.
+    registered_at: Option<Time>,
+    /// Activations in a row that the registrar refused.
+    wrong_tags: u32,
     /// Evidence that waits for a new token, submitted to the same index then.
     unsubmitted: Option<Unsubmitted>,
     interval: Option<Duration>,
@@ -123,6 +134,9 @@ impl Relay {
             plain: false,
             gathered: None,
             activated: None,
+            unactivated: None,
+            registered_at: None,
+            wrong_tags: 0,
             unsubmitted: None,
             interval: None,
             timeout_at: None,
@@ -197,7 +211,12 @@ impl Relay {
 
     /// Whether it holds nothing that would be missed: the shell may forget it.
     pub fn is_idle(&self) -> bool {
-        matches!(self.phase, Phase::Idle | Phase::Greeting { .. }) && self.timeout_at.is_none()
+        let idle = match &self.phase {
+            Phase::Idle | Phase::Greeting { .. } => true,
+            Phase::AwaitProof(proving) => proving.repeat.next_at.is_none(),
+            _ => false,
+        };
+        idle && self.timeout_at.is_none()
     }
 
     fn received(&mut self, message: Up, ticket: Option<OpenedTicket>, now: Time) {
@@ -233,8 +252,9 @@ impl Relay {
             (Step::Activating(enrol, blob, activation), Done::Activated(activated)) => {
                 self.activated((enrol, blob, activation), activated, now);
             }
+            (Step::Withdrawing(enrol), Done::Withdrawn) => self.register(enrol, now),
             (Step::OpeningSession, Done::Session(session)) => self.session(session, now),
-            (Step::Proving, Done::Proven(proven)) => self.proven(proven, now),
+            (Step::Proving(proving), Done::Proven(proven)) => self.proven(proving, proven, now),
             (Step::CheckingBoot, Done::StatementChecked(good)) => self.boot_checked(good, now),
             (Step::Reading(reading), Done::Status(status)) => self.status(reading, status, now),
             (Step::Offering, Done::Offered(offered)) => self.offered(offered, now),
@@ -261,7 +281,7 @@ impl Relay {
             self.phase = Phase::Idle;
             return;
         };
-        let Some(token) = self.token.clone().filter(|_| self.trusted == Some(facts.ak)) else {
+        let Some(token) = self.token.clone().filter(|_| self.trusts(facts.ak)) else {
             self.open_session(now);
             return;
         };
@@ -285,12 +305,15 @@ impl Relay {
                 Some(repeat) => self.resend_credential(enrol, blob, repeat, now),
                 None => self.phase = Phase::Idle,
             },
-            Phase::AwaitProof { session, nonce, until, repeat } => {
-                match repeat.again().filter(|_| until > now) {
-                    Some(repeat) => self.ask_for_proof_again(session, nonce, until, repeat, now),
-                    None => self.phase = Phase::Idle,
+            Phase::AwaitProof(proving) => match proving.repeat.again().filter(|_| proving.until > now) {
+                Some(repeat) => self.ask_for_proof(Proving { repeat, ..proving }, now),
+                // the session may still be proven, as long as its nonce is good
+                None if proving.until > now => {
+                    let repeat = proving.repeat.spent();
+                    self.phase = Phase::AwaitProof(Proving { repeat, ..proving });
                 }
-            }
+                None => self.phase = Phase::Idle,
+            },
             Phase::AwaitEvidence { offer, told, .. } if offer.expires_at <= now => {
                 if told {
                     self.proceed(now);
@@ -364,6 +387,10 @@ impl Relay {
         self.timeout_at = None;
         self.offered_at = None;
         self.hold = 0;
+    }
+
+    fn trusts(&self, ak: AkName) -> bool {
+        self.trusted.is_some_and(|trusted| trusted.is(ak))
     }
 
     fn interval(&self) -> Duration {

@@ -100,8 +100,10 @@ pub(super) enum Reading {
 pub(super) enum Step {
     Registering(Enrol),
     Activating(Enrol, Vec<u8>, Activation),
+    /// The registration before this one.
+    Withdrawing(Enrol),
     OpeningSession,
-    Proving,
+    Proving(Proving),
     CheckingBoot,
     Reading(Reading),
     Offering,
@@ -109,6 +111,15 @@ pub(super) enum Step {
     Restoring(Offer, Box<Evidence>),
     CheckingStatement(Offer, Box<Restored>),
     Submitting(Unsubmitted),
+}
+
+/// A session that waits for its proof.
+#[derive(Debug)]
+pub(super) struct Proving {
+    pub(super) session: String,
+    pub(super) nonce: Nonce,
+    pub(super) until: Time,
+    pub(super) repeat: Repeat,
 }
 
 /// What is tried again after Keylime did not answer.
@@ -135,12 +146,7 @@ pub(super) enum Phase {
         blob: Vec<u8>,
         repeat: Repeat,
     },
-    AwaitProof {
-        session: String,
-        nonce: Nonce,
-        until: Time,
-        repeat: Repeat,
-    },
+    AwaitProof(Proving),
     Gather(Gather),
     AwaitEvidence {
         offer: Offer,
@@ -175,7 +181,7 @@ impl Phase {
         match self {
             Self::Idle | Self::Busy(_) => None,
             Self::Resting { .. } if sleeps => None,
-            Self::AwaitActivation { repeat, .. } | Self::AwaitProof { repeat, .. } => repeat.next_at,
+            Self::AwaitActivation { repeat, .. } | Self::AwaitProof(Proving { repeat, .. }) => repeat.next_at,
             Self::Gather(Gather { offer, repeat, .. })
             | Self::AwaitEvidence { offer, repeat, .. }
             | Self::AwaitStatement { offer, repeat, .. } => {

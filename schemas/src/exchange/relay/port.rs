@@ -165,8 +165,8 @@ pub struct ImaText {
 
 /// Evidence as the verifier takes it, bound to its offer by the signature that was checked.
 ///
-/// It does not say that the logs are what the device measured: a log that does not explain the quote needs a
-/// statement before it is submitted.
+/// It does not prove that the logs are what the device measured (one that does not explain the quote needs a statement
+/// before it is submitted), that the values are good ones, or that Keylime will pass it: that is Keylime's to say.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Restored {
     /// TPMS_ATTEST and TPMT_SIGNATURE.
@@ -184,6 +184,9 @@ pub struct Restored {
 pub enum Command {
     /// Judge admission, then register the keys. Answered by [`Done::Registered`].
     Register(Enrol),
+    /// Have the registrar forget a registration that was not activated, by an activation that cannot be right.
+    /// Answered by [`Done::Withdrawn`].
+    Withdraw,
     /// Activate. Answered by [`Done::Activated`].
     Activate {
         /// HMAC-SHA384 of the device.
@@ -195,13 +198,21 @@ pub enum Command {
         known: bool,
     },
     /// Give the verifier a proof; seal a ticket when it passes. Answered by [`Done::Proven`].
+    ///
+    /// First it is checked here: a proof that was changed on the way would use up the session, and with each the time
+    /// until the device may have another.
     Prove {
         /// Keylime's session id.
         session: String,
         /// TPM2_Certify over the session nonce.
         proof: Signed,
+        /// The session nonce.
+        nonce: Nonce,
+        /// TPM2B_PUBLIC of the AK that the device claims.
+        ak_public: Bounded<MAX_PUBLIC>,
     },
-    /// Check a quote of no PCRs over `expected`. Answered by [`Done::StatementChecked`].
+    /// Check a quote of no PCRs over `expected`: that the holder of this AK said these words. It does not prove that they are
+    /// true, when they were said, or that the AK is the device's: see [`crate::statement`]. Answered by [`Done::StatementChecked`].
     CheckStatement {
         /// The quote.
         statement: Signed,
@@ -273,6 +284,8 @@ pub enum Done {
     Registered(Registered),
     /// For [`Command::Activate`].
     Activated(Activated),
+    /// For [`Command::Withdraw`], whatever came of it.
+    Withdrawn,
     /// For [`Command::OpenSession`].
     Session(Session),
     /// For [`Command::Prove`].
@@ -296,6 +309,8 @@ pub enum Done {
 pub enum Registered {
     /// Registered; the blob to activate.
     Credential(Vec<u8>),
+    /// More devices register just now than the bridge lets.
+    Wait(Duration),
     /// Not admitted, or the registrar refused.
     Refused(RefusedReason),
     /// No answer.
@@ -345,6 +360,8 @@ pub enum Proven {
         /// Token and name, sealed for the device to keep.
         ticket: Option<Bounded<MAX_TICKET>>,
     },
+    /// It was never given to the verifier: changed on the way, of another key than `Ready` named, or over another nonce.
+    Unbound(&'static str),
     /// The verifier does not know the device.
     NotEnrolled,
     /// Another AK than the enrolled one.
@@ -442,6 +459,8 @@ pub enum Submitted {
     TokenRejected,
     /// The attestation is gone: the device was removed or added anew.
     Gone,
+    /// The UEFI log is not held any more, so nothing was submitted.
+    LogGone,
     /// It cannot use it; Keylime's words.
     Invalid(String),
     /// No answer.

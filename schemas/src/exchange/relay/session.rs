@@ -5,10 +5,11 @@
 
 use std::time::Duration;
 
-use super::phase::{Phase, Reading, Repeat, Retry, Step};
+use super::phase::{Phase, Proving, Reading, Retry, Step};
 use super::port::{Command, Facts, Proven, Session, Token, Unavailable};
+use super::trust::TrustedAk;
 use super::{Relay, SETBACK_CAP, SETBACK_FIRST, Time, doubled};
-use crate::messages::{LaterReason, Nonce, Proof, Prove, Question, RefusedReason};
+use crate::messages::{LaterReason, Proof, Prove, Question, RefusedReason};
 use crate::statement::boot_statement;
 
 impl Relay {
@@ -19,14 +20,15 @@ impl Relay {
             self.setback("session", Retry::Proceed, Unavailable { retry_after: None }, now);
             return;
         }
-        let known = self.trusted.is_some() && self.trusted == self.facts.as_ref().map(|facts| facts.ak);
+        let known = self.facts.as_ref().is_some_and(|facts| self.trusts(facts.ak));
         self.command(Step::OpeningSession, Command::OpenSession { known });
     }
 
     pub(super) fn session(&mut self, session: Session, now: Time) {
         match session {
             Session::Opened { session, nonce, good_for } => {
-                self.ask_for_proof(session, nonce, now + good_for, now);
+                let repeat = self.repeat(now);
+                self.ask_for_proof(Proving { session, nonce, until: now + good_for, repeat }, now);
             }
             Session::Wait(wait) => {
                 // all that wait are told the same, so each stands back further until they are few enough
@@ -39,41 +41,43 @@ impl Relay {
         }
     }
 
-    pub(super) fn ask_for_proof(&mut self, session: String, nonce: Nonce, until: Time, now: Time) {
-        let repeat = self.repeat(now);
-        self.ask_for_proof_again(session, nonce, until, repeat, now);
+    pub(super) fn ask_for_proof(&mut self, proving: Proving, now: Time) {
+        let repeat = proving.repeat.at(now);
+        self.send(Question::Prove(Prove { nonce: proving.nonce }));
+        self.phase = Phase::AwaitProof(Proving { repeat, ..proving });
     }
 
-    pub(super) fn ask_for_proof_again(
-        &mut self,
-        session: String,
-        nonce: Nonce,
-        until: Time,
-        repeat: Repeat,
-        now: Time,
-    ) {
-        self.phase = Phase::AwaitProof { session, nonce, until, repeat: repeat.at(now) };
-        self.send(Question::Prove(Prove { nonce }));
+    /// The same question with new patience: the nonce is the device's whatever it says of its boot, and another session
+    /// would be one more of the few that the verifier allows.
+    pub(super) fn ask_for_proof_anew(&mut self, proving: Proving, now: Time) {
+        let repeat = self.repeat(now);
+        self.ask_for_proof(Proving { repeat, ..proving }, now);
     }
 
     pub(super) fn proof(&mut self, proof: Proof, now: Time) {
-        match std::mem::take(&mut self.phase) {
-            Phase::AwaitProof { session, nonce, until, .. } if nonce.tag() == proof.tag && until > now => {
-                self.command(Step::Proving, Command::Prove { session, proof: proof.signed });
+        let ak_public = self.facts.as_ref().map(|facts| facts.ak_public.clone());
+        match (std::mem::take(&mut self.phase), ak_public) {
+            (Phase::AwaitProof(proving), Some(ak_public))
+                if proving.nonce.tag() == proof.tag && proving.until > now =>
+            {
+                let (session, nonce) = (proving.session.clone(), proving.nonce);
+                let command = Command::Prove { session, proof: proof.signed, nonce, ak_public };
+                self.command(Step::Proving(proving), command);
             }
-            other => {
+            (other, _) => {
                 self.phase = other;
                 self.dropped("Proof", "no session nonce with this tag is open");
             }
         }
     }
 
-    pub(super) fn proven(&mut self, proven: Proven, now: Time) {
+    pub(super) fn proven(&mut self, proving: Proving, proven: Proven, now: Time) {
         match proven {
+            Proven::Unbound(why) => self.unproven(proving, why),
             Proven::Token { token, certified, ticket } => {
                 self.fresh_token = true;
                 self.token = Some(token);
-                self.trusted = Some(certified);
+                self.trusted = Some(TrustedAk::certified(certified));
                 self.ticket = ticket;
                 if self.facts.as_ref().is_some_and(|facts| facts.ak == certified) {
                     self.proceed(now);
@@ -93,6 +97,18 @@ impl Relay {
             }
             Proven::Unavailable(unavailable) => self.setback("proof", Retry::Proceed, unavailable, now),
         }
+    }
+
+    /// The session is as good as before. The question is repeated in its time; and as it may be the `Ready` that was changed,
+    /// the device is asked for another, after a wait that grows as long as nothing is heard that fits.
+    fn unproven(&mut self, proving: Proving, why: &'static str) {
+        self.dropped("Proof", why);
+        self.spoiled += 1;
+        if self.spoiled.is_multiple_of(2) {
+            let wait = doubled(SETBACK_FIRST, self.spoiled / 2, SETBACK_CAP);
+            self.later(wait, LaterReason::Unusable);
+        }
+        self.phase = Phase::AwaitProof(proving);
     }
 
     /// What the device said cannot be built on: it should say `Ready` again.

@@ -31,6 +31,10 @@ impl Relay {
                 }
                 self.setback("evidence", Retry::Proceed, Unavailable { retry_after: None }, now);
             }
+            // a new challenge, and the log once more
+            Submitted::LogGone => {
+                self.setback("evidence", Retry::Proceed, Unavailable { retry_after: None }, now);
+            }
             Submitted::TokenRejected => {
                 self.token = None;
                 self.unsubmitted = Some(unsubmitted);

@@ -1,0 +1,335 @@
+//! A campaign of lies: a fleet of real devices on real Keylime, rounds in which the broker between them and the bridge
+//! lies all the time, and a calm after each in which every honest device has to pass.
+//!
+//! While it lies, things go on: programs run, agents and bridges are killed, devices reboot, wake and join. A tenth of
+//! the fleet is truly tampered with in the first round. In the end each verdict that was published is held against the
+//! verifier's own record of the attestation with that nonce.
+
+use crate::between::HostileWorld;
+use crate::device::{Device, DeviceSettings, Reboot};
+use crate::eventually::within;
+use crate::keylime_config::KeylimeSettings;
+use crate::observe::Seen;
+use crate::operator::Policies;
+use crate::world::{ALLOWED_PROGRAMS, FOREIGN_PROGRAM, WorldSettings};
+use anyhow::{Result, anyhow, ensure};
+use keylime_mqtt_liar::{Flow, Plan, Table};
+use keylime_mqtt_schemas::messages::Verdict;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+/// A starved machine may take long; how long it took is in [`Came::back`].
+const PATIENCE: Duration = Duration::from_secs(300);
+/// Between two looks at what was judged.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
+/// Above what any campaign needs: the session limits are not what is tried here.
+const SESSIONS: u32 = 60_000;
+/// One device in so many is tampered with.
+const TENTH: usize = 10;
+
+/// What is to be done.
+#[derive(Debug, Clone)]
+pub struct Campaign {
+    /// All chance comes from it; what real parts do in which moment does not
+    pub seed: u64,
+    /// Devices at the start; at least one is tampered with
+    pub devices: usize,
+    /// Devices that join, one in each round
+    pub newcomers: usize,
+    /// Rounds, at least
+    pub rounds: usize,
+    /// Verdicts of Keylime, at least
+    pub verdicts: usize,
+    /// One in so many messages is lied about
+    pub one_in: u32,
+    /// Length of the lies in a round
+    pub lying: Duration,
+    /// The verifier's interval, in seconds
+    pub interval: u32,
+}
+
+/// What came of it.
+#[derive(Debug)]
+pub struct Came {
+    /// Verdicts that Keylime gave, each with a nonce of its own
+    pub verdicts: usize,
+    /// Lies told
+    pub table: Table,
+    /// How long each honest device took to pass after each round, sorted
+    pub back: Vec<Duration>,
+    /// Devices that were tampered with; all of them were failed
+    pub tampered: usize,
+    /// All devices
+    pub devices: usize,
+    /// Rounds
+    pub rounds: usize,
+}
+
+struct Member {
+    device: Device,
+    tampered: bool,
+    sleeps: bool,
+    /// A device with an IMA policy does not survive a reboot at Keylime, lies or not
+    may_reboot: bool,
+}
+
+/// Runs a campaign; `tell` hears how it goes.
+pub fn run(campaign: &Campaign, tell: impl Fn(&str)) -> Result<Came> {
+    let keylime = KeylimeSettings {
+        quote_interval: campaign.interval,
+        sessions_per_ip: SESSIONS,
+        sessions_per_agent: SESSIONS,
+        ..KeylimeSettings::default()
+    };
+    let bridge = vec![format!("verifier.sessions_per_minute={SESSIONS}")];
+    let mut hostile =
+        HostileWorld::start(&WorldSettings { keylime, bridge, ..WorldSettings::default() }, campaign.seed)?;
+    let mut members = muster(&hostile, 0..campaign.devices, campaign.interval)?;
+    tell(&format!("{} devices pass; the lies begin", members.len()));
+    let (mut back, mut record) = (Vec::new(), BTreeMap::new());
+    let (mut round, mut verdicts, mut judged) = (0, 0, 0);
+    while round < campaign.rounds || verdicts < campaign.verdicts {
+        hostile.between.plan(Plan::Any(campaign.one_in));
+        let began = Instant::now();
+        stir(&mut hostile, &mut members, round)?;
+        let newcomer = if round < campaign.newcomers {
+            Some(join(&hostile, campaign.devices + round, campaign.interval)?)
+        } else {
+            None
+        };
+        while began.elapsed() < campaign.lying {
+            judged = hear(&hostile, judged)?;
+            std::thread::sleep(LOOK_EVERY);
+        }
+        hostile.between.stop_lying();
+        let (stopped, mark) = (Instant::now(), hostile.world.observer()?.mark());
+        let mut took = calm(&hostile, &members, mark, stopped)?;
+        judged = hear(&hostile, judged)?;
+        let judged_by_now = hostile.world.keylime.attestations()?;
+        record.extend(judged_by_now.into_iter().filter(|(_, judged)| judged != "pending"));
+        if let Some(newcomer) = newcomer {
+            members.push(enrolled(&hostile, newcomer)?);
+        }
+        took.sort();
+        verdicts = nonces(&hostile)?.len();
+        round += 1;
+        tell(&format!(
+            "round {round}: {} lies told, {verdicts} verdicts, the slowest honest device back after {:.1?}",
+            hostile.between.table().total(),
+            took.last().copied().unwrap_or_default()
+        ));
+        back.extend(took);
+    }
+    back.sort();
+    for member in &members {
+        is_true(&hostile, member, &record)?;
+    }
+    let tampered = members.iter().filter(|member| member.tampered).count();
+    let table = hostile.between.table();
+    Ok(Came { verdicts, table, back, tampered, devices: members.len(), rounds: round })
+}
+
+fn settings(number: usize) -> Result<(DeviceSettings, Policies, bool, bool)> {
+    let named = |settings: DeviceSettings| DeviceSettings {
+        id: number.is_multiple_of(2).then(|| format!("device-{number}")),
+        ..settings
+    };
+    // The last of the five sleeps.
+    Ok(match number % 5 {
+        0 => (named(DeviceSettings::full()?), Policies::full(), false, false),
+        1 => (named(DeviceSettings::default()), Policies::quote_only(), false, true),
+        2 => (named(DeviceSettings::with_ima()), Policies::ima(), false, false),
+        3 => {
+            let policies = Policies { tpm: Policies::quote_only().tpm, ..Policies::measured_boot() };
+            (named(DeviceSettings::with_measured_boot()?), policies, false, true)
+        }
+        _ => (named(DeviceSettings::default()), Policies::quote_only(), true, true),
+    })
+}
+
+/// A device that is started and not enrolled.
+fn join(hostile: &HostileWorld, number: usize, interval: u32) -> Result<(Member, Policies)> {
+    let (settings, policies, sleeps, may_reboot) = settings(number)?;
+    let has_ima = settings.ima;
+    let mut device = hostile.device(&format!("device-{number}"), settings)?;
+    if has_ima {
+        for program in ALLOWED_PROGRAMS {
+            device.run_program(program)?;
+        }
+    }
+    let mut member = Member { device, tampered: false, sleeps, may_reboot };
+    member.start(interval)?;
+    Ok((member, policies))
+}
+
+fn enrolled(hostile: &HostileWorld, (member, policies): (Member, Policies)) -> Result<Member> {
+    let mark = hostile.world.observer()?.mark();
+    hostile.world.enrol(&member.device, &policies)?;
+    hostile.world.verdict_from(mark, &member.device, Verdict::Pass)?;
+    Ok(member)
+}
+
+/// The fleet, all of it passing, nobody lying yet.
+fn muster(hostile: &HostileWorld, numbers: std::ops::Range<usize>, interval: u32) -> Result<Vec<Member>> {
+    let mut members = Vec::new();
+    let numbers: Vec<usize> = numbers.collect();
+    // A few at a time: making a TPM is work.
+    for few in numbers.chunks(4) {
+        let made = std::thread::scope(|scope| {
+            let making: Vec<_> = few
+                .iter()
+                .map(|number| scope.spawn(|| enrolled(hostile, join(hostile, *number, interval)?)))
+                .collect();
+            making
+                .into_iter()
+                .map(|thread| thread.join().map_err(|_| anyhow!("a device panicked"))?)
+                .collect::<Result<Vec<Member>>>()
+        })?;
+        members.extend(made);
+    }
+    Ok(members)
+}
+
+impl Member {
+    fn start(&mut self, interval: u32) -> Result<()> {
+        if self.sleeps {
+            self.device.start_agent_with(&["--every", &interval.to_string()])
+        } else {
+            self.device.start_agent()
+        }
+    }
+}
+
+/// What goes on while the broker lies, so that there is something to lie about in every flow.
+fn stir(hostile: &mut HostileWorld, members: &mut [Member], round: usize) -> Result<()> {
+    let interval = hostile.world.keylime.settings().quote_interval;
+    let bridge_restarts = round % 2 == 1;
+    if bridge_restarts {
+        hostile.world.bridge.kill();
+        if round % 4 == 3 {
+            // Without the keys no ticket opens, so that every device has to prove itself.
+            hostile.world.bridge.lose_ticket_keys()?;
+        }
+        hostile.world.bridge.start()?;
+    }
+    let honest = members.len() - members.len().div_ceil(TENTH);
+    for (number, member) in members.iter_mut().enumerate() {
+        let id = member.device.id().to_owned();
+        let between = &hostile.between;
+        if number >= honest && round == 0 && !member.tampered {
+            tamper(member)?;
+            continue;
+        }
+        let what = (round + number) % 4;
+        let flow = if member.sleeps {
+            Flow::Sleeping
+        } else if what == 2 && member.may_reboot && !member.tampered {
+            Flow::Reboot
+        } else if bridge_restarts || what == 1 {
+            Flow::BridgeRestart
+        } else {
+            Flow::Steady
+        };
+        between.in_flow(&id, flow);
+        if flow != Flow::Steady {
+            between.restarted(&id);
+        }
+        match flow {
+            Flow::Reboot => member.device.reboot(Reboot::Orderly)?,
+            Flow::BridgeRestart if what == 1 => {
+                member.device.kill_agent();
+                member.start(interval)?;
+            }
+            // Measured again, as a file is that was written to.
+            _ if !member.may_reboot => {
+                let [program, ..] = ALLOWED_PROGRAMS;
+                member.device.run_program(program)?;
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+fn tamper(member: &mut Member) -> Result<()> {
+    member.tampered = true;
+    if member.may_reboot {
+        member.device.extend_pcr(crate::world::QUIET_PCR)
+    } else {
+        member.device.run_program(FOREIGN_PROGRAM)
+    }
+}
+
+/// Tells the liar of the verdicts that came since.
+fn hear(hostile: &HostileWorld, from: usize) -> Result<usize> {
+    let observer = hostile.world.observer()?;
+    let until = observer.mark();
+    let judged = observer.collect_from(from, |seen| {
+        seen.result().filter(|result| result.nonce_sha256.is_some()).map(|result| result.agent_id)
+    });
+    for id in judged {
+        hostile.between.judged(id.as_str());
+    }
+    Ok(until)
+}
+
+/// Every honest device passes, and every other one has been failed; how long the honest ones took.
+fn calm(hostile: &HostileWorld, members: &[Member], mark: usize, stopped: Instant) -> Result<Vec<Duration>> {
+    let observer = hostile.world.observer()?;
+    let mut took = Vec::new();
+    for member in members {
+        let (id, wanted) = if member.tampered {
+            (member.device.id(), Verdict::Fail)
+        } else {
+            (member.device.id(), Verdict::Pass)
+        };
+        let from = if member.tampered { 0 } else { mark };
+        let found = |seen: &Seen| {
+            let result = seen.result().filter(|_| !seen.retained)?;
+            (result.agent_id.as_str() == id && result.verdict == wanted).then_some(seen.at)
+        };
+        let awaited = format!("{wanted:?} of {} after the lies", member.device.name());
+        let at = within(PATIENCE, &awaited, &hostile.world.scratch.logs(), || {
+            Ok(observer.collect_from(from, found).first().copied())
+        })?;
+        if !member.tampered {
+            took.push(at.saturating_duration_since(stopped));
+        }
+    }
+    Ok(took)
+}
+
+/// Nonces of all verdicts.
+fn nonces(hostile: &HostileWorld) -> Result<BTreeSet<String>> {
+    let nonces = hostile.world.observer()?.collect_from(0, |seen| seen.result()?.nonce_sha256);
+    Ok(nonces.into_iter().collect())
+}
+
+/// Each PASS that was published is one that the verifier gave: its record of that nonce says so where it was looked at in
+/// time, and there are no more of them than attestations that it let pass. An honest device was never failed, and one that
+/// was tampered with has not passed since it was first failed.
+fn is_true(hostile: &HostileWorld, member: &Member, record: &BTreeMap<String, String>) -> Result<()> {
+    let id = member.device.id();
+    let results = hostile.world.observer()?.results(id);
+    let (mut failed, mut passed) = (false, BTreeSet::new());
+    for result in &results {
+        let Some(nonce) = &result.nonce_sha256 else {
+            ensure!(result.verdict != Verdict::Pass, "{id}: a PASS of no attestation");
+            continue;
+        };
+        match result.verdict {
+            Verdict::Pass => {
+                let judged = record.get(nonce).map_or("pass", String::as_str);
+                ensure!(judged == "pass", "{id}: a false PASS for {nonce}: Keylime says {judged}");
+                ensure!(!failed, "{id}: PASS after FAIL");
+                passed.insert(nonce);
+            }
+            Verdict::Fail => failed = true,
+            _ => {}
+        }
+    }
+    let given = hostile.world.keylime.passes(id);
+    ensure!(passed.len() <= given, "{id}: {} PASSes published, {given} given", passed.len());
+    ensure!(failed == member.tampered, "{id}: failed: {failed}, tampered with: {}", member.tampered);
+    if member.tampered { Ok(()) } else { hostile.world.never_failed(&member.device) }
+}
