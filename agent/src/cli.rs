@@ -20,7 +20,7 @@ use crate::tpm::{Identity, Tpm, TpmError, ek_certificate_issuer};
 /// The library below logs every refused command by itself; what matters is logged here with its meaning.
 const QUIET: &str = "tss_esapi=off";
 /// Exit code for a wrong configuration or command line; clap uses the same.
-const WRONG_CONFIGURATION: u8 = 2;
+pub const WRONG_CONFIGURATION: u8 = 2;
 /// Longest time between wakes: far above any interval at which Keylime attests.
 const MONTH: i64 = 31 * 24 * 3600;
 
@@ -104,6 +104,14 @@ enum Command {
 }
 
 impl Cli {
+    /// Where a wrong value may stand.
+    pub fn sources(&self) -> String {
+        let file = self.global.config.display();
+        format!(
+            "The configuration is {file}; variables KEYLIME_MQTT_AGENT_\u{2026} win over it, flags over both."
+        )
+    }
+
     /// Does what was asked; the result is the exit code.
     pub fn execute(self) -> Result<u8, CliError> {
         let config = Config::read(&self.global.config, &self.global.overrides());

@@ -136,15 +136,17 @@ impl Cli {
         if let Command::Doctor(arguments) = self.command {
             return examine(config, &self.source.config, arguments).await;
         }
-        let config = config?;
+        let sources = self.source.named();
+        let wrong = |error: ConfigError| anyhow::anyhow!("{error}\n{sources}");
+        let config = config.map_err(wrong)?;
         match self.command {
             Command::Reference(_) | Command::Doctor(_) => {}
             Command::Run => {
                 start_logging(&self.source.log)?;
-                run::run(config.check()?).await?;
+                run::run(config.check().map_err(wrong)?).await?;
             }
             Command::CheckConfig => {
-                let checked = config.check()?;
+                let checked = config.check().map_err(wrong)?;
                 say(&format!("the configuration is good; broker {}\n", checked.broker.address()))?;
             }
             Command::Waiting { json } => {
@@ -153,6 +155,16 @@ impl Cli {
             }
         }
         Ok(SUCCESS)
+    }
+}
+
+impl Source {
+    /// Where a wrong value may stand
+    fn named(&self) -> String {
+        let file = self.config.display();
+        format!(
+            "The configuration is {file}; variables KEYLIME_MQTT_BRIDGE_\u{2026} win over it, --set over both."
+        )
     }
 }
 

@@ -50,7 +50,9 @@ pub struct Ticket {
 #[derive(Debug, Error)]
 pub enum KeyFileError {
     /// Cannot be read, or not made where it was missing
-    #[error("ticket_key_file {path}: cannot be read or created ({source})")]
+    #[error(
+        "ticket_key_file {path}: cannot be read or created ({source}); its directory must exist and belong to the bridge's user"
+    )]
     Io {
         /// The file
         path: PathBuf,

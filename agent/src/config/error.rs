@@ -47,6 +47,16 @@ pub enum ConfigError {
     /// The broker's table.
     #[error(transparent)]
     Broker(#[from] SettingsError),
+    /// The first wait is longer than the longest.
+    #[error(
+        "first_retry_seconds = {first} is more than longest_retry_seconds = {longest}: change one of them"
+    )]
+    Waits {
+        /// `first_retry_seconds`.
+        first: u64,
+        /// `longest_retry_seconds`.
+        longest: u64,
+    },
     /// A number outside its range.
     #[error("{key} = {value} is out of range: set it between {least} and {most}")]
     OutOfRange {

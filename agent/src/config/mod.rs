@@ -275,7 +275,11 @@ impl Config {
         let day = 24 * 3600;
         in_range("longest_silence_seconds", self.longest_silence_seconds, 1, 7 * day)?;
         in_range("first_retry_seconds", self.first_retry_seconds, 1, 3600)?;
-        in_range("longest_retry_seconds", self.longest_retry_seconds, self.first_retry_seconds, day)?;
+        in_range("longest_retry_seconds", self.longest_retry_seconds, 1, day)?;
+        let (first, longest) = (self.first_retry_seconds, self.longest_retry_seconds);
+        if first > longest {
+            return Err(ConfigError::Waits { first, longest });
+        }
         in_range("enrol_again_after_seconds", self.enrol_again_after_seconds, 1, 30 * day)?;
         in_range("answers_per_minute", self.answers_per_minute.into(), 1, 6000)?;
         for pcr in self.pcrs.iter().flatten() {

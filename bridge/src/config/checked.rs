@@ -121,6 +121,16 @@ pub enum ConfigError {
     /// A danger that is not one
     #[error("[registrar] danger_plaintext_registrar = true with an https url: remove the setting")]
     PointlessDanger,
+    /// The first wait is longer than the longest
+    #[error(
+        "exchange.waiting_first_seconds = {first} is more than exchange.waiting_cap_seconds = {cap}: change one of them"
+    )]
+    Waits {
+        /// `waiting_first_seconds`
+        first: u64,
+        /// `waiting_cap_seconds`
+        cap: u64,
+    },
     /// A number out of range
     #[error("{key} = {value}: must be {least} to {most}")]
     Range {
@@ -186,12 +196,7 @@ impl Config {
             ("exchange.repeat_after_seconds", exchange.repeat_after_seconds, 1, MAX_WAIT),
             ("exchange.repeats", exchange.repeats.into(), 0, 10),
             ("exchange.waiting_first_seconds", exchange.waiting_first_seconds, 1, MAX_WAIT),
-            (
-                "exchange.waiting_cap_seconds",
-                exchange.waiting_cap_seconds,
-                exchange.waiting_first_seconds,
-                MAX_WAIT,
-            ),
+            ("exchange.waiting_cap_seconds", exchange.waiting_cap_seconds, 1, MAX_WAIT),
             ("exchange.refused_wait_seconds", exchange.refused_wait_seconds, 1, MAX_WAIT),
             ("exchange.failing_cap_seconds", exchange.failing_cap_seconds, 1, MAX_WAIT),
             ("exchange.spread_seconds", exchange.spread_seconds, 0, MAX_WAIT),
@@ -204,6 +209,10 @@ impl Config {
             if !(least..=most).contains(&value) {
                 return Err(ConfigError::Range { key, value, least, most });
             }
+        }
+        let (first, cap) = (exchange.waiting_first_seconds, exchange.waiting_cap_seconds);
+        if first > cap {
+            return Err(ConfigError::Waits { first, cap });
         }
         Ok(())
     }

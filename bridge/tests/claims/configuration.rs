@@ -67,7 +67,9 @@ fn each_mistake_is_named_by_its_key() {
         ("admission.list_file=/nowhere", "list_file /nowhere"),
         ("admission.ek_ca_dir=/nowhere", "ek_ca_dir /nowhere"),
         ("broker.host=two words", "broker.host"),
-        ("exchange.waiting_cap_seconds=1", "waiting_cap_seconds"),
+        ("exchange.waiting_cap_seconds=1", "waiting_cap_seconds = 1: change one of them"),
+        ("exchange.waiting_first_seconds=90", "waiting_first_seconds = 90 is more than"),
+        ("ticket_key_file=/nowhere/keys", "its directory must exist"),
         ("limits.max_devices=0", "max_devices"),
         ("cache.max_bytes=1", "cache.max_bytes"),
         ("cache.path=/tmp", "path"),
@@ -103,6 +105,14 @@ fn the_environment_wins_over_the_file_and_a_flag_over_both() {
     assert!(!good && said.contains("from-the-environment"), "{said}");
     let (good, said) = run(&["--set", "verifier.url=https://from-the-flag:1"]);
     assert!(good, "{said}");
+    // whatever is wrong, and wherever: the operator reads where to look
+    for mistake in ["verifier.timeout_seconds=1", "verifier.colour=blue", "topics.prefix=a/#"] {
+        let (good, said) = run(&["--set", mistake]);
+        assert!(
+            !good && said.contains(configured.file().to_str().unwrap()) && said.contains("--set"),
+            "{said}"
+        );
+    }
 }
 
 #[test]
