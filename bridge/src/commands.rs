@@ -104,6 +104,9 @@ impl Cli {
             }
             Command::CheckConfig => {
                 let checked = config.check()?;
+                for unused in checked.admission.unused_certificates() {
+                    say(&format!("{unused}\n"))?;
+                }
                 say(&format!("the configuration is good; broker {}\n", checked.broker.address()))?;
             }
             Command::Waiting { json } => {
