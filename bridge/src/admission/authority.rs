@@ -4,10 +4,10 @@
 //! may issue CAs for EKs. Whether that is still so at a given time is asked at each decision.
 
 use super::ek_profile::EK_CERTIFICATE;
-use super::x509::{Certificate, content};
+use super::x509::{Certificate, content, whole_bytes};
 use rustls_pki_types::{CertificateDer, TrustAnchor};
-use spki::der::asn1::{BitStringRef, ObjectIdentifier};
-use spki::der::{self, Decode as _, SliceReader, Tag};
+use spki::der::asn1::ObjectIdentifier;
+use spki::der::{self, SliceReader, Tag};
 use std::fmt;
 use std::ops::RangeInclusive;
 use webpki::anchor_from_trusted_cert;
@@ -113,7 +113,7 @@ impl Authority {
         }
         let mut key = SliceReader::new(&self.anchor.subject_public_key_info)?;
         let key_algorithm = content(&mut key, Tag::Sequence)?;
-        let key = BitStringRef::decode(&mut key)?.raw_bytes();
+        let key = whole_bytes(&mut key)?;
         let mut fitting = webpki::ALL_VERIFICATION_ALGS
             .iter()
             .filter(|algorithm| {

@@ -66,7 +66,7 @@ impl<'a> Certificate<'a> {
         let mut whole = sequence(der)?;
         let signed = whole.tlv_bytes()?;
         let signature_algorithm = content(&mut whole, Tag::Sequence)?;
-        let signature = BitStringRef::decode(&mut whole)?.raw_bytes();
+        let signature = whole_bytes(&mut whole)?;
         whole.finish(())?;
 
         let mut tbs = sequence(signed)?;
@@ -181,6 +181,11 @@ pub(super) fn content<'a>(reader: &mut SliceReader<'a>, tag: Tag) -> der::Result
     let element = AnyRef::decode(reader)?;
     let found = der::Tagged::tag(&element);
     if found == tag { Ok(element.value()) } else { Err(found.unexpected_error(Some(tag))) }
+}
+
+/// A BIT STRING that is bytes: with bits left unused it would be another certificate of the same signature
+pub(super) fn whole_bytes<'a>(reader: &mut SliceReader<'a>) -> der::Result<&'a [u8]> {
+    BitStringRef::decode(reader)?.as_bytes().ok_or_else(|| Tag::BitString.value_error())
 }
 
 fn time(reader: &mut SliceReader<'_>) -> der::Result<u64> {

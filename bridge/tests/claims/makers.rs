@@ -33,7 +33,7 @@ fn judged(leaves: &[(&str, &str)]) -> Vec<(String, &'static str)> {
 #[test]
 fn infineon_names_the_key_oaep_and_gives_its_ca_a_purpose() {
     let maker = Maker::new();
-    maker.root("root", "RSA:4096", CA);
+    maker.root("root", "RSA:3072", CA);
     let ca = format!("{CA}\nextendedKeyUsage=2.23.133.8.1\ncertificatePolicies=1.2.276.0.68.1.20.1");
     maker.intermediate("ca", "root", "RSA:2048", &ca, &[]);
     let ek = maker.rsa_ek();
