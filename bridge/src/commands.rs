@@ -6,6 +6,7 @@ use crate::reference::{Made, Sources, make_reference};
 use crate::{run, status_socket};
 use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand};
+use keylime_mqtt_broker_config::keep_memory_private;
 use std::io::{IsTerminal as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -100,6 +101,7 @@ impl Cli {
             Command::Reference(_) => {}
             Command::Run => {
                 start_logging(&self.source.log)?;
+                keep_memory_private();
                 run::run(config.check()?).await?;
             }
             Command::CheckConfig => {

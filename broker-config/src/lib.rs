@@ -36,16 +36,20 @@ mod limits;
 mod link;
 mod loss;
 mod path;
+mod private_memory;
 mod probe;
 mod queue;
 mod renewal;
+mod secret_file;
 mod settings;
 mod subscriptions;
 mod tls;
 
 pub use link::{Incoming, Link, LinkEvent, PublishError, Qos, Traffic, Will, connect};
 pub use path::Milestone;
+pub use private_memory::keep_memory_private;
 pub use probe::Probe;
+pub use secret_file::is_exposed;
 pub use settings::{
     BrokerSettings, CheckedBroker, FallbackBroker, Headers, ProxyChoice, ProxySettings, ProxySettingsError,
     SettingsError, Transport,
