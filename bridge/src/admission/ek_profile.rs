@@ -31,7 +31,7 @@ fn judge(certificate: &Certificate<'_>) -> der::Result<Option<&'static str>> {
     if extensions.key_usage()?.is_some_and(|usage| usage & ENCRYPTS == 0) {
         return Ok(Some("the certificate is of a key that signs, not of an EK"));
     }
-    let named = extensions.alternative_name.is_some_and(|names| names_a_tpm(names));
+    let named = extensions.alternative_name.is_some_and(names_a_tpm);
     let for_eks = match extensions.extended_key_usage()? {
         Some(purposes) => purposes.contains(&EK_CERTIFICATE),
         None => named,

@@ -141,13 +141,11 @@ fn issuers_may_sign_with_pss_and_on_p384_and_for_ever() {
     assert_eq!(reason(&maker.decide(&ek, &maker.leaf("pss", &ek, USUAL, &pss))), "admitted");
     assert_eq!(reason(&maker.decide(&ek, &maker.leaf("p384", &ek, USUAL, &["-sha384"]))), "admitted");
     let ages = maker.leaf("rsa", &ek, USUAL, &["-days", "20000"]);
-    let end =
-        ages.windows(15).find(|window| window[0] == 0x18 && window[1] == 15).map(|window| window.to_vec());
-    let end = end.unwrap_or_else(|| panic!("no GeneralizedTime"));
+    // a GeneralizedTime of 15 characters
     let time = ages.windows(2).position(|window| window == [0x18, 15]).unwrap();
     let for_ever = [&[0x18, 15], b"99991231235959Z".as_slice()].concat();
     let for_ever = maker.rewritten(&ages, "rsa", &ages[time..time + 17], &for_ever);
-    assert_eq!(reason(&maker.decide(&ek, &for_ever)), "admitted", "{end:?}");
+    assert_eq!(reason(&maker.decide(&ek, &for_ever)), "admitted");
 }
 
 #[test]

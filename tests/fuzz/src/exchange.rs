@@ -82,20 +82,20 @@ impl World {
             0 | 1 => self.pass_time(bytes.byte()),
             2 | 3 => {
                 let message = self.up.pop_front();
-                self.to_bridge(message, bytes);
+                self.bridge_hears(message, bytes);
             }
             4 | 5 => {
                 let message = self.down.pop_front();
-                self.to_device(message);
+                self.device_hears(message);
             }
             6 => drop(self.up.pop_front()),
             7 => drop(self.down.pop_front()),
             8 => self.changed(bytes),
             9 => {
                 let (up, down) = (self.up.front().cloned(), self.down.front().cloned());
-                self.to_bridge(up, bytes);
+                self.bridge_hears(up, bytes);
                 self.settle();
-                self.to_device(down);
+                self.device_hears(down);
             }
             10 | 11 => self.worked(bytes),
             12 | 13 => self.answered(bytes),
@@ -108,9 +108,9 @@ impl World {
             _ => {
                 let made_up = bytes.piece().to_vec();
                 if choice & 16 == 0 {
-                    self.to_bridge(Some(made_up), bytes)
+                    self.bridge_hears(Some(made_up), bytes);
                 } else {
-                    self.to_device(Some(made_up))
+                    self.device_hears(Some(made_up));
                 }
             }
         }
@@ -124,13 +124,13 @@ impl World {
         self.relay.handle_timeout(self.now);
     }
 
-    fn to_bridge(&mut self, message: Option<Vec<u8>>, bytes: &mut Bytes) {
+    fn bridge_hears(&mut self, message: Option<Vec<u8>>, bytes: &mut Bytes) {
         let Some(message) = message.and_then(|message| decode::<Up>(&message).ok()) else { return };
-        let ticket = if let Up::Ready(ready) = &message { self.facts.ticket(ready, bytes) } else { None };
+        let ticket = if let Up::Ready(ready) = &message { Facts::ticket(ready, bytes) } else { None };
         self.relay.handle(relay::Input::Received(message, ticket), self.now);
     }
 
-    fn to_device(&mut self, message: Option<Vec<u8>>) {
+    fn device_hears(&mut self, message: Option<Vec<u8>>) {
         let Some(message) = message.and_then(|message| unpack_down(&message).ok()) else { return };
         self.attester.handle(attester::Input::Received(message), self.now);
     }
@@ -198,9 +198,11 @@ impl World {
             assert!(count < MOST_OUTPUTS, "a relay that does not stop: {output:?}");
             match output {
                 relay::Output::Send(message, _) => keep(&mut self.down, packed(&message)),
-                relay::Output::Command(Command::KeepUefi(..)) => {}
+                // a UEFI log to be kept is not answered
+                relay::Output::Command(Command::KeepUefi(..))
+                | relay::Output::Report(_)
+                | relay::Output::Notice(_) => {}
                 relay::Output::Command(command) => self.commanded(command),
-                relay::Output::Report(_) | relay::Output::Notice(_) => {}
             }
         }
         assert!(self.relay.held() <= MOST_HELD, "{} bytes held for one device", self.relay.held());

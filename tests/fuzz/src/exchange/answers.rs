@@ -54,7 +54,7 @@ fn uefi() -> UefiLog {
 
 /// From nothing to beyond every cap.
 fn seconds(bytes: &mut Bytes) -> Duration {
-    Duration::from_secs(1 << (bytes.byte() % 24)) - Duration::from_secs(1)
+    Duration::from_secs((1 << (bytes.byte() % 24)) - 1)
 }
 
 fn values(mask: PcrMask) -> PcrValues {
@@ -67,7 +67,7 @@ impl Facts {
     }
 
     /// Whether a ticket opens is the seal's to say.
-    pub(super) fn ticket(&self, ready: &Ready, bytes: &mut Bytes) -> Option<OpenedTicket> {
+    pub(super) fn ticket(ready: &Ready, bytes: &mut Bytes) -> Option<OpenedTicket> {
         let choice = bytes.byte();
         ready.ticket.as_ref().filter(|_| choice & 1 == 0)?;
         Some(OpenedTicket { token: token(), ak: ak_name(choice & 2 == 2) })
@@ -86,13 +86,12 @@ impl Facts {
                 let seconds = u32::try_from(seconds(bytes).as_secs()).expect("small");
                 Worked::NotYet(NotYet { tag: nonce.tag(), reason: NotYetReason::ClockNotSafe, seconds })
             }
-            (3, _) => Worked::Described(self.ready(choice)),
+            (3, _) | (_, Work::Describe) => Worked::Described(self.ready(choice)),
             (_, Work::Introduce) => Worked::Introduced(Enrol {
                 ek_public: bounded(b"ek"),
                 ak_public: bounded(AK_PUBLIC),
                 ek_certificate: None,
             }),
-            (_, Work::Describe) => Worked::Described(self.ready(choice)),
             (_, Work::Activate { blob }) => Worked::Activated(Activation {
                 credential: Digest::of(&[blob]),
                 auth_tag: [choice; 48].into(),
