@@ -18,6 +18,9 @@ use std::process::Command;
 
 /// `nobody`, whom every system has; root's tests run the programs as him.
 const NOBODY: &str = "65534";
+/// What the registrar and the TPM share of a device, out of the registrar's database.
+const QUERY: &str = "import sqlite3, sys; print(sqlite3.connect(sys.argv[1]).execute(\
+                     'select key from registrarmain where agent_id = ?', sys.argv[2:]).fetchone()[0])";
 
 #[test]
 fn without_any_privilege_both_attest_and_show_their_secrets_nowhere() -> Result<()> {
@@ -137,8 +140,6 @@ fn secrets(world: &World, device: &Device) -> Result<Vec<(&'static str, String)>
     let ticket = ticket.context("no ticket passed the broker")?;
     let opened =
         keys.open_ticket(device.id(), &verifier, ticket.as_slice()).context("a ticket of this bridge")?;
-    const QUERY: &str = "import sqlite3, sys; print(sqlite3.connect(sys.argv[1]).execute(\
-                         'select key from registrarmain where agent_id = ?', sys.argv[2:]).fetchone()[0])";
     let database = world.keylime.state().join("reg_data.sqlite");
     let output =
         world.keylime.program("python").args(["-c", QUERY]).arg(database).arg(device.id()).output()?;
