@@ -34,6 +34,7 @@ bench-link: setup
 lint:
 	$(CARGO) fmt --all -- --check
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
+	@tests/deny.sh
 
 fuzz:
 	@TARGET=$(TARGET) SECONDS_EACH=$(SECONDS) tests/fuzz/fuzz.sh
