@@ -1,8 +1,9 @@
 # `make demo` shows a fleet attesting, `make test` proves the claims, `make lint` keeps the code readable,
 # `make bench-link` counts what an attestation costs on the link (as root: it makes network namespaces).
+# `make fuzz` feeds every reader of foreign bytes: TARGET=one of tests/fuzz/corpus, SECONDS=how long each.
 # ONCE=1 lets the demo run through once and say by its exit code whether all went as it should.
 
-.PHONY: demo test lint setup build bench-link lies
+.PHONY: demo test lint setup build bench-link lies fuzz
 
 CARGO ?= cargo
 # Scenarios wait more than they compute, so a few run at a time even on two cores; more than this, and a
@@ -41,6 +42,10 @@ lies: setup build
 lint:
 	$(CARGO) fmt --all -- --check
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
+	@tests/deny.sh
+
+fuzz:
+	@TARGET=$(TARGET) SECONDS_EACH=$(SECONDS) tests/fuzz/fuzz.sh
 
 setup:
 	@tests/setup.sh

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{ArgGroup, Args, Parser, Subcommand, value_parser};
+use keylime_mqtt_broker_config::keep_memory_private;
 use tracing_subscriber::filter::{ParseError, Targets};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
@@ -126,6 +127,7 @@ impl Cli {
         tracing_subscriber::registry().with(filter).with(lines).init();
         match self.command {
             Command::Run { once, every, deadline, sleep } => {
+                keep_memory_private();
                 let deadline = Duration::from_secs(deadline);
                 let mode = match every {
                     Some(seconds) => Mode::Every { seconds, deadline },

@@ -7,7 +7,7 @@ use crate::reference::{Made, Sources, make_reference};
 use crate::{run, status_socket};
 use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand};
-use keylime_mqtt_broker_config::{Report, Step};
+use keylime_mqtt_broker_config::{Report, Step, keep_memory_private};
 use std::io::{IsTerminal as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -143,10 +143,14 @@ impl Cli {
             Command::Reference(_) | Command::Doctor(_) => {}
             Command::Run => {
                 start_logging(&self.source.log)?;
+                keep_memory_private();
                 run::run(config.check().map_err(wrong)?).await?;
             }
             Command::CheckConfig => {
                 let checked = config.check().map_err(wrong)?;
+                for unused in checked.admission.unused_certificates() {
+                    say(&format!("{unused}\n"))?;
+                }
                 say(&format!("the configuration is good; broker {}\n", checked.broker.address()))?;
             }
             Command::Waiting { json } => {

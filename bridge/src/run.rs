@@ -63,6 +63,9 @@ pub async fn run(checked: Checked) -> Result<(), RunError> {
         client_id,
         "bridge starts"
     );
+    for unused in checked.admission.unused_certificates() {
+        tracing::warn!("{unused}");
+    }
     for danger in dangers(&checked) {
         tracing::info!("{danger}");
     }

@@ -6,6 +6,7 @@
 //! Form: version, nonce, then AES-256-GCM over {issued, AK name, token}.
 
 use crate::keylime::SessionToken;
+use keylime_mqtt_broker_config::is_exposed;
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use ring::rand::{SecureRandom as _, SystemRandom};
 use std::fs::{self, OpenOptions};
@@ -106,7 +107,7 @@ impl TicketKeys {
         }
         let metadata = fs::metadata(path).map_err(io)?;
         let mode = metadata.mode() & 0o777;
-        if mode & 0o077 != 0 {
+        if is_exposed(path, mode) {
             return Err(KeyFileError::Mode { path: path.to_owned(), mode });
         }
         if metadata.len() > MAX_KEY_FILE {

@@ -41,15 +41,19 @@ mod outgoing;
 mod pace;
 mod packet_limit;
 mod path;
+mod private_memory;
 mod probe;
 mod queue;
 mod renewal;
+mod secret_file;
 mod settings;
 mod subscriptions;
 mod tls;
 
 pub use doctor::{Arrived, Report, State, Step, Visit, VisitError};
 pub use link::{Incoming, Link, LinkEvent, PublishError, Qos, Traffic, Will, connect};
+pub use private_memory::keep_memory_private;
+pub use secret_file::is_exposed;
 pub use settings::{
     BrokerSettings, CheckedBroker, FallbackBroker, Headers, ProxyChoice, ProxySettings, ProxySettingsError,
     SettingsError, Transport,

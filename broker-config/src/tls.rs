@@ -19,10 +19,10 @@ use rustls_pki_types::{
 };
 use zeroize::Zeroizing;
 
+use crate::secret_file::is_exposed;
+
 /// No certificate or key file is larger; anything else was named by mistake.
 const LARGEST_PEM_FILE: u64 = 1024 * 1024;
-/// Permission bits of group and others: none may be set on a private key.
-const OTHERS: u32 = 0o077;
 
 /// What is wrong with one of the files of the `[broker]` table. The operator's to mend.
 #[derive(Debug, thiserror::Error)]
@@ -113,7 +113,7 @@ impl TlsFiles {
         let (ca, _) = read("ca_file", &self.ca)?;
         let (cert, _) = read("cert_file", &self.cert)?;
         let (key, mode) = read("key_file", &self.key)?;
-        if mode & OTHERS != 0 {
+        if is_exposed(&self.key, mode) {
             return Err(TlsFileError::KeyExposed { file: self.key.clone(), mode: mode & 0o777 });
         }
         Ok(TlsBytes { ca, cert, key })

@@ -41,14 +41,15 @@ pub struct Bridge {
     log: PathBuf,
     settings: BridgeSettings,
     verbosity: &'static str,
+    launcher: Vec<String>,
     process: Option<Process>,
 }
 
 impl Bridge {
     /// Writes its configuration into `dir` and starts nothing.
     pub fn configure(name: &str, dir: PathBuf, logs: &Path, settings: BridgeSettings) -> Result<Self> {
-        let bridge =
-            Self { dir, log: logs.join(format!("{name}.log")), settings, verbosity: "info", process: None };
+        let log = logs.join(format!("{name}.log"));
+        let bridge = Self { dir, log, settings, verbosity: "info", launcher: Vec::new(), process: None };
         bridge.write_configuration()?;
         Ok(bridge)
     }
@@ -67,6 +68,12 @@ impl Bridge {
     /// Has it log all it can, from its next start on.
     pub fn log_everything(&mut self) {
         self.verbosity = "trace";
+    }
+
+    /// A command that starts it in its place, such as `setpriv …`, from its next start on; it must become the bridge.
+    /// The last word is the bridge's own program.
+    pub fn launch_by(&mut self, launcher: Vec<String>) {
+        self.launcher = launcher;
     }
 
     /// Starts it.
@@ -110,7 +117,14 @@ impl Bridge {
     }
 
     fn command(&self) -> Result<Command> {
-        let mut command = Command::new(binaries::path("keylime-mqtt-bridge")?);
+        let mut command = match self.launcher.split_first() {
+            Some((launcher, arguments)) => {
+                let mut command = Command::new(launcher);
+                command.args(arguments);
+                command
+            }
+            None => Command::new(binaries::path("keylime-mqtt-bridge")?),
+        };
         command.arg("--config").arg(self.dir.join("bridge.toml"));
         command.args(["--log", self.verbosity]);
         for setting in &self.settings.set {

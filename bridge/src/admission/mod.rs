@@ -6,11 +6,14 @@
 //!
 //! It decides about a claimed EK. That the sender owns it is proven afterwards, by the activation that the registrar demands.
 
+mod authority;
 mod certificate;
+mod ek_profile;
 mod ek_public;
 mod list;
+mod x509;
 
-pub use certificate::{EkTrust, EkTrustError};
+pub use certificate::{EkTrust, EkTrustError, UnusedCertificate};
 pub use ek_public::{EkHash, EkPublicError, ek_hash};
 pub use list::{AdmissionList, ListError};
 
@@ -22,7 +25,8 @@ use std::path::PathBuf;
 /// What the operator configured
 #[derive(Debug, Clone, Default)]
 pub struct AdmissionSettings {
-    /// Directory of PEM or DER certificates of TPM makers: self-signed ones are trusted, the others complete chains
+    /// Directory of PEM or DER certificates of TPM makers: self-signed ones and those in its subdirectory `anchors` are
+    /// trusted, the others complete chains
     pub ek_ca_dir: Option<PathBuf>,
     /// The admission list
     pub list_file: Option<PathBuf>,
@@ -71,6 +75,8 @@ pub enum Decision {
     UnknownCa {
         /// The EK's hash
         ek_hash: EkHash,
+        /// What is missing or wrong
+        reason: &'static str,
     },
     /// There is no certificate, and no line names this EK
     NoCertificate {
@@ -103,9 +109,10 @@ impl Decision {
             |hash: &EkHash| format!("if this device is yours, add to the admission list: {id} = {hash}");
         match self {
             Self::Admitted { .. } => None,
-            Self::UnknownCa { ek_hash } => {
-                Some(format!("add its maker's certificates to [admission] ek_ca_dir, or, {}", line(ek_hash)))
-            }
+            Self::UnknownCa { ek_hash, reason } => Some(format!(
+                "{reason}: add its maker's certificates to [admission] ek_ca_dir, or, {}",
+                line(ek_hash)
+            )),
             Self::NoCertificate { ek_hash } | Self::NotAdmitted { ek_hash } => Some(line(ek_hash)),
             Self::IdMismatch { ek_hash } => {
                 Some(format!("another TPM claims this id; {} in place of the present line", line(ek_hash)))
@@ -154,6 +161,11 @@ impl Admission {
         Ok(Self { trust, list, any_id_of_trusted_ca: settings.danger_any_id_of_trusted_ca })
     }
 
+    /// Certificates in the directory that no chain can go through
+    pub fn unused_certificates(&self) -> &[UnusedCertificate] {
+        self.trust.unused()
+    }
+
     /// Reads the list again if its file changed; true if it did
     ///
     /// # Errors
@@ -188,7 +200,7 @@ impl Admission {
             // the operator named this EK: whether its maker is trusted no longer matters
             (_, true) => Decision::Admitted { ek_hash },
             (None, false) => Decision::NoCertificate { ek_hash },
-            (Some(CertificateVerdict::Untrusted), false) => Decision::UnknownCa { ek_hash },
+            (Some(CertificateVerdict::Untrusted(reason)), false) => Decision::UnknownCa { ek_hash, reason },
             (Some(CertificateVerdict::Trusted), false) => {
                 if id_is_its_hash || self.any_id_of_trusted_ca {
                     Decision::Admitted { ek_hash }

@@ -50,7 +50,7 @@ impl Admitted {
     pub(super) fn of(decision: &Decision, id: &AgentId) -> Self {
         let ek_hash = match decision {
             Decision::Admitted { ek_hash }
-            | Decision::UnknownCa { ek_hash }
+            | Decision::UnknownCa { ek_hash, .. }
             | Decision::NoCertificate { ek_hash }
             | Decision::NotAdmitted { ek_hash }
             | Decision::IdMismatch { ek_hash } => Some(ek_hash.to_string()),

@@ -20,6 +20,8 @@ mod hostile_bytes;
 mod keylime_answers;
 mod lean;
 mod logs;
+mod maker;
+mod makers;
 mod references;
 mod restored_evidence;
 mod scripted;

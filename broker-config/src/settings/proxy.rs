@@ -15,6 +15,7 @@ use zeroize::Zeroizing;
 
 use super::no_proxy;
 use crate::path::authority;
+use crate::secret_file::is_exposed;
 
 /// Where the proxy of HTTPS requests is looked for, in this order.
 const VARIABLES: [&str; 2] = ["HTTPS_PROXY", "https_proxy"];
@@ -24,8 +25,6 @@ const EXCEPTIONS: [&str; 2] = ["NO_PROXY", "no_proxy"];
 const HTTP_PORT: u16 = 80;
 /// A password is a line; anything else was named by mistake.
 const LONGEST_PASSWORD: u64 = 4096;
-/// Permission bits of group and others: none may be set on a file with a password.
-const OTHERS: u32 = 0o077;
 
 /// `broker.proxy`: `"environment"` (the default), `"none"`, or a table.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -163,7 +162,7 @@ fn password(file: &Path) -> Result<Zeroizing<String>, ProxySettingsError> {
         |error: io::Error| unusable(format!("{error}; check the path and the owner of the file"));
     let opened = File::open(file).map_err(unreadable)?;
     let mode = opened.metadata().map_err(unreadable)?.mode();
-    if mode & OTHERS != 0 {
+    if is_exposed(file, mode) {
         return Err(unusable(format!(
             "it can be read by others (mode {:03o}); run chmod 600 on it",
             mode & 0o777
