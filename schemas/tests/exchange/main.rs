@@ -18,6 +18,7 @@ mod hand;
 mod keylime;
 mod lean;
 mod lies;
+mod links;
 mod logs;
 mod review;
 mod world;

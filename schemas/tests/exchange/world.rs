@@ -87,6 +87,15 @@ impl Lossy {
     }
 }
 
+/// A link on which messages take their time one after the other.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct SlowLink {
+    pub(crate) one_way: Duration,
+    pub(crate) bytes_a_second: u32,
+    /// When the last message upwards has been sent.
+    pub(crate) up_free: Time,
+}
+
 pub(crate) struct World {
     pub(crate) now: Time,
     pub(crate) device: Device,
@@ -104,6 +113,7 @@ pub(crate) struct World {
     pub(crate) events: u64,
     faults: BTreeMap<u64, Fault>,
     pub(crate) lossy: Option<Lossy>,
+    pub(crate) slow: Option<SlowLink>,
     /// The device has no connection: what is published for it is gone.
     offline: bool,
     pub(crate) last_fault: Time,
@@ -150,6 +160,7 @@ impl World {
             events: 0,
             faults,
             lossy: None,
+            slow: None,
             offline: false,
             last_fault: Time::ZERO,
             trace: Vec::new(),
@@ -376,7 +387,8 @@ impl World {
                 attester::Output::Send(up, _, delivery) => {
                     let number = u32::try_from(self.sent).unwrap();
                     for payload in pack_up(&up, number, PAYLOAD).unwrap() {
-                        self.push(NETWORK, Event::ToBridge(payload, delivery));
+                        let takes = self.takes_up(payload.len());
+                        self.push(takes, Event::ToBridge(payload, delivery));
                     }
                     self.said.push((up, delivery));
                 }
@@ -390,7 +402,8 @@ impl World {
         while let Some(output) = self.relay.poll_output() {
             match output {
                 Output::Send(down, delivery) => {
-                    self.push(NETWORK, Event::ToDevice(pack_down(&down).unwrap(), delivery));
+                    let takes = self.slow.map_or(NETWORK, |slow| slow.one_way);
+                    self.push(takes, Event::ToDevice(pack_down(&down).unwrap(), delivery));
                     self.asked_device.push((down.question, delivery));
                 }
                 Output::Command(Command::KeepUefi(digest, log)) => {
@@ -457,6 +470,14 @@ impl World {
                 Done::Submitted(self.keylime.submitted(token, offer.index, restored, now))
             }
         })
+    }
+
+    /// Until a message of so many bytes has arrived at the bridge.
+    fn takes_up(&mut self, bytes: usize) -> Duration {
+        let Some(slow) = &mut self.slow else { return NETWORK };
+        let sending = Duration::from_secs(bytes as u64) / slow.bytes_a_second;
+        slow.up_free = slow.up_free.max(self.now) + sending;
+        slow.up_free - self.now + slow.one_way
     }
 
     fn push(&mut self, after: Duration, event: Event) {
