@@ -25,7 +25,9 @@ use crate::{
     limits::{IN_FLIGHT, Limits},
     link::{Counters, Letter, LinkEvent, Qos},
     loss::Loss,
+    pace::{Pace, with_size},
     path::{Milestone, Route},
+    pulse::Patience,
     queue::{Queue, Refused, Weigh},
     renewal::{Reason, Renewal},
     subscriptions::Subscriptions,
@@ -58,6 +60,7 @@ pub(crate) struct Connection<'a> {
     outbox: &'a Queue<Letter>,
     inbox: &'a Queue<LinkEvent>,
     counters: &'a Counters,
+    patience: &'a mut Patience,
     client: AsyncClient,
     ledger: Ledger,
     subscriptions: Subscriptions,
@@ -73,23 +76,19 @@ pub(crate) struct Connection<'a> {
 struct Ledger {
     /// In the channel or held as a collision: not yet written.
     handed: usize,
-    /// Messages of QoS 1 handed over, and SUBSCRIBEs, that were not acknowledged.
-    unacknowledged: usize,
-    /// When the acknowledgement that is due began to be due.
-    waiting_since: Option<Instant>,
+    /// Handed over, or subscribed, and not acknowledged.
+    pace: Pace,
 }
 
 impl Ledger {
     fn subscribe(&mut self, packets: usize) {
-        self.unacknowledged += packets;
-        self.waiting_since = (self.unacknowledged > 0).then(Instant::now);
+        (0..packets).for_each(|_| self.pace.hand_over(0, Instant::now()));
     }
 
-    fn hand_over(&mut self, qos: Qos) {
+    fn hand_over(&mut self, qos: Qos, bytes: usize) {
         self.handed += 1;
         if qos == Qos::AtLeastOnce {
-            self.unacknowledged += 1;
-            self.waiting_since.get_or_insert_with(Instant::now);
+            self.pace.hand_over(bytes, Instant::now());
         }
     }
 
@@ -98,12 +97,15 @@ impl Ledger {
     }
 
     fn acknowledged(&mut self) {
-        self.unacknowledged = self.unacknowledged.saturating_sub(1);
-        self.waiting_since = (self.unacknowledged > 0).then(Instant::now);
+        self.pace.acknowledged(Instant::now());
+    }
+
+    fn has_room(&self) -> bool {
+        self.handed < MOST_HANDED && self.pace.has_room()
     }
 
     fn is_clear(&self) -> bool {
-        self.handed == 0 && self.unacknowledged == 0
+        self.handed == 0 && self.pace.is_clear()
     }
 }
 
@@ -114,14 +116,17 @@ impl<'a> Connection<'a> {
         outbox: &'a Queue<Letter>,
         inbox: &'a Queue<LinkEvent>,
         counters: &'a Counters,
+        patience: &'a mut Patience,
     ) -> Self {
-        let (client, eventloop) = EventLoop::new(IN_FLIGHT, limits.keep_alive, limits.ack, CHANNEL);
+        let flush_limit = with_size(limits.ack, limits.max_packet);
+        let (client, eventloop) = EventLoop::new(IN_FLIGHT, limits.keep_alive, flush_limit, CHANNEL);
         Self {
             limits,
             wanted,
             outbox,
             inbox,
             counters,
+            patience,
             client,
             ledger: Ledger::default(),
             subscriptions: Subscriptions::default(),
@@ -151,6 +156,9 @@ impl<'a> Connection<'a> {
             self.announce();
         }
         let end = self.serve(renewal, stop).await;
+        if let Err(loss) = &end {
+            self.patience.died_after(self.eventloop.pulse.risk().filter(|_| loss.is_silence()));
+        }
         self.salvage().await;
         match (end, renewal.due()) {
             (Ok(()), Some(reason)) => Ended::Renewed(reason),
@@ -172,7 +180,7 @@ impl<'a> Connection<'a> {
             let codec = self.limits.codec();
             let attempt = async {
                 let stream = route.open(renewal.tls(), &mut passed).await.map_err(Loss::from_path)?;
-                self.eventloop.greet(stream, codec, hello.clone()).await
+                self.eventloop.greet(stream, codec, hello.clone(), self.patience).await
             };
             let attempt = timeout(self.limits.connect, attempt);
             tokio::pin!(attempt);
@@ -188,6 +196,9 @@ impl<'a> Connection<'a> {
                 }
             }
         };
+        if !matches!(outcome, Ok(Ok(_))) {
+            self.patience.link_is_down();
+        }
         let failed = |loss| Ended::Lost { loss, lived: None };
         match outcome {
             Ok(Ok(answer)) => {
@@ -222,9 +233,9 @@ impl<'a> Connection<'a> {
         stop: &mut Stop,
         parting: &mut Option<Instant>,
     ) -> Result<Step, Loss> {
-        let Self { eventloop, client, ledger, outbox, counters, limits, .. } = self;
-        let silent_at = Instant::now() + limits.silence;
-        let poll = eventloop.poll();
+        let Self { eventloop, client, ledger, outbox, counters, limits, patience, .. } = self;
+        let silent_at = Instant::now() + limits.silence + eventloop.pulse.slack();
+        let poll = eventloop.poll(patience);
         tokio::pin!(poll);
         loop {
             let renewing = renewal.due().is_some();
@@ -240,7 +251,7 @@ impl<'a> Connection<'a> {
                     *parting = Some(Instant::now() + PARTING);
                 }
             }
-            let overdue_at = ledger.waiting_since.map(|since| since + limits.ack);
+            let overdue_at = ledger.pace.overdue_at(limits.ack);
             let give_up_at = parting.unwrap_or_else(|| overdue_at.map_or(silent_at, |at| at.min(silent_at)));
             tokio::select! {
                 biased;
@@ -249,7 +260,7 @@ impl<'a> Connection<'a> {
                     Err(_) if parting.is_some() => Ok(Step::Parted),
                     Err(loss) => Err(loss),
                 },
-                () = outbox.filled(), if parting.is_none() && !renewing && ledger.handed < MOST_HANDED => {}
+                () = outbox.filled(), if parting.is_none() && !renewing && ledger.has_room() => {}
                 () = renewal.becomes_due(), if parting.is_none() && !renewing => {}
                 wish = stop.next_wish() => match wish {
                     Wish::Asked => {}
@@ -369,12 +380,12 @@ enum Step {
 }
 
 fn hand_over(client: &AsyncClient, ledger: &mut Ledger, outbox: &Queue<Letter>, counters: &Counters) {
-    while ledger.handed < MOST_HANDED {
+    while ledger.has_room() {
         let Some(Letter { topic, payload, qos, retain }) = outbox.try_pop() else { return };
         let bytes = payload.len();
         match client.try_publish(topic, qos.into(), retain, payload) {
             Ok(()) => {
-                ledger.hand_over(qos);
+                ledger.hand_over(qos, bytes);
                 counters.sent(bytes);
             }
             Err(

@@ -19,6 +19,7 @@ use crate::{
     limits::Limits,
     link::{Counters, Letter, LinkEvent, Qos, SHUTDOWN_LIMIT, Will},
     loss::Loss,
+    pulse::Patience,
     queue::Queue,
     renewal::{Reason, Renewal},
     settings::{BrokerSettings, CheckedBroker},
@@ -35,6 +36,8 @@ pub(crate) struct Driver {
     outbox: Arc<Queue<Letter>>,
     inbox: Arc<Queue<LinkEvent>>,
     counters: Arc<Counters>,
+    /// Of the way to the broker of this address.
+    patience: (String, Patience),
     stop: Stop,
     done: watch::Sender<bool>,
 }
@@ -88,7 +91,8 @@ impl Driver {
         let hello = hello(&settings, client_id, will);
         let brokers = Brokers::new(first, fallbacks, &settings);
         let stop = Stop { asked, deadline: None };
-        Self { settings, brokers, hello, subscriptions, outbox, inbox, counters, stop, done }
+        let patience = (brokers.address(), Patience::new(Limits::from(&settings).keep_alive));
+        Self { settings, brokers, hello, subscriptions, outbox, inbox, counters, patience, stop, done }
     }
 
     pub(crate) async fn run(mut self) {
@@ -143,10 +147,15 @@ impl Driver {
     async fn connect_once(&mut self) -> Ended {
         let first = self.brokers.first();
         let limits = Limits::from(&self.settings);
+        let address = self.brokers.address();
+        if self.patience.0 != address {
+            self.patience = (address, Patience::new(limits.keep_alive));
+        }
         let broker = self.brokers.present();
         broker.credentials.look();
         let mut renewal = Renewal::new(&self.settings, &mut broker.credentials, first);
-        Connection::new(&limits, &self.subscriptions, &self.outbox, &self.inbox, &self.counters)
+        let patience = &mut self.patience.1;
+        Connection::new(&limits, &self.subscriptions, &self.outbox, &self.inbox, &self.counters, patience)
             .run(&self.hello, &broker.route, &mut renewal, &mut self.stop)
             .await
     }
