@@ -30,6 +30,8 @@ pub struct BridgeSettings {
     pub admission_list: PathBuf,
     /// Further settings, `key=value` as `--set` takes them
     pub set: Vec<String>,
+    /// Leaves its times at the defaults that are shipped, instead of as quick as scenarios want them
+    pub as_shipped: bool,
 }
 
 /// A bridge with a directory of its own, running or not.
@@ -111,16 +113,18 @@ impl Bridge {
         let BridgeSettings { verifier_url, registrar_url, .. } = &self.settings;
         let dir = self.dir.display();
         let ca = self.settings.keylime_ca.display();
+        let quick = "[exchange]\nrepeat_after_seconds = 2\nwaiting_first_seconds = 1\nwaiting_cap_seconds = 2\n\
+                     refused_wait_seconds = 2\nfailing_cap_seconds = 4\nspread_seconds = 1\n";
         let text = format!(
             "ticket_key_file = \"{dir}/ticket.key\"\nstatus_socket = \"{dir}/status.sock\"\n\n\
              [verifier]\nurl = \"{verifier_url}\"\nca_file = \"{ca}\"\n\n\
              [registrar]\nurl = \"{registrar_url}\"\nca_file = \"{ca}\"\n\n\
              [admission]\nek_ca_dir = \"{}\"\nlist_file = \"{}\"\n\n\
-             [exchange]\nrepeat_after_seconds = 2\nwaiting_first_seconds = 1\nwaiting_cap_seconds = 2\n\
-             refused_wait_seconds = 2\nfailing_cap_seconds = 4\nspread_seconds = 1\n{}",
+             {}{}",
             self.settings.ek_ca_dir.display(),
             self.settings.admission_list.display(),
-            self.settings.broker.table()
+            if self.settings.as_shipped { "" } else { quick },
+            self.settings.broker.table(self.settings.as_shipped)
         );
         Ok(fs::write(self.dir.join("bridge.toml"), text)?)
     }

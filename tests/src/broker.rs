@@ -40,6 +40,29 @@ pub enum BrokerKind {
     Embedded,
 }
 
+/// A mosquitto that is not simply beside this process, and what of the shipped files it runs with.
+#[derive(Clone, Debug)]
+pub struct Elsewhere {
+    /// What it is called in logs, and its directory
+    pub name: String,
+    /// A command that starts it in its place, such as `ip netns exec …`
+    pub launcher: Vec<String>,
+    /// Where this side reaches it
+    pub host: String,
+    /// At which port
+    pub port: u16,
+    /// Its configuration, of those in broker-config
+    pub configuration: &'static str,
+    /// Its ACL, beside the configuration
+    pub acl: &'static str,
+    /// What else is replaced in the configuration
+    pub replaced: Vec<(String, String)>,
+    /// What the ACL holds besides
+    pub granted: String,
+    /// A port for WebSockets at the same address, with the same rules
+    pub websocket_port: Option<u16>,
+}
+
 /// A broker with a port of its own.
 #[derive(Debug)]
 pub struct Broker {
@@ -48,9 +71,15 @@ pub struct Broker {
     logs: PathBuf,
     ca: PathBuf,
     server: Certificate,
-    port: Port,
+    place: Place,
     address: &'static str,
     process: Option<Process>,
+}
+
+#[derive(Debug)]
+enum Place {
+    Here(Port),
+    There(Box<Elsewhere>),
 }
 
 impl Broker {
@@ -70,8 +99,27 @@ impl Broker {
             logs: scratch.logs(),
             ca: pki.ca(),
             server,
-            port: Port::claim()?,
+            place: Place::Here(Port::claim()?),
             address: "127.0.0.1",
+            process: None,
+        })
+    }
+
+    /// Prepares a mosquitto in another place, which shows the certificate `server`, and starts nothing.
+    pub fn configure_elsewhere(
+        place: Elsewhere,
+        scratch: &Scratch,
+        pki: &Pki,
+        server: Certificate,
+    ) -> Result<Self> {
+        Ok(Self {
+            kind: BrokerKind::Mosquitto,
+            dir: scratch.subdir(&place.name)?,
+            logs: scratch.logs(),
+            ca: pki.ca(),
+            server,
+            place: Place::There(Box::new(place)),
+            address: "",
             process: None,
         })
     }
@@ -88,7 +136,25 @@ impl Broker {
 
     /// The port of its TLS listener.
     pub fn port(&self) -> u16 {
-        self.port.number()
+        match &self.place {
+            Place::Here(port) => port.number(),
+            Place::There(place) => place.port,
+        }
+    }
+
+    /// Where this side reaches it, as its certificate has it.
+    pub fn host(&self) -> &str {
+        match &self.place {
+            Place::Here(_) => "localhost",
+            Place::There(place) => &place.host,
+        }
+    }
+
+    fn name(&self) -> &str {
+        match &self.place {
+            Place::Here(_) => "broker",
+            Place::There(place) => &place.name,
+        }
     }
 
     /// Starts it on its port and returns when it serves.
@@ -97,12 +163,18 @@ impl Broker {
             BrokerKind::Mosquitto => self.mosquitto()?,
             BrokerKind::Embedded => self.embedded()?,
         };
-        let log = self.logs.join("broker.log");
-        let mut process = Process::spawn("broker", &mut command, &log)?;
-        let port = self.port();
+        let log = self.logs.join(format!("{}.log", self.name()));
+        let said_before = read_log(&log).len();
+        let mut process = Process::spawn(self.name(), &mut command, &log)?;
         within(START_PATIENCE, "the broker serves", &self.logs, || {
             ensure!(process.is_running(), "the broker ended:\n{}", read_log(&log));
-            Ok(TcpStream::connect(("127.0.0.1", port)).ok())
+            Ok(match &self.place {
+                Place::Here(port) => TcpStream::connect(("127.0.0.1", port.number())).is_ok(),
+                Place::There(_) => {
+                    read_log(&log).get(said_before..).is_some_and(|said| said.contains(" running\n"))
+                }
+            }
+            .then_some(()))
         })?;
         self.process = Some(process);
         Ok(())
@@ -125,26 +197,50 @@ impl Broker {
 
     /// What is shipped, with this broker's port and directories put in, and an observer in the ACL.
     fn mosquitto(&self) -> Result<Command> {
-        let shipped = repository().join("broker-config/mosquitto");
+        let shipped = repository().join("broker-config");
+        let (configuration, acl) = match &self.place {
+            Place::Here(_) => ("mosquitto/mosquitto.conf", "acl"),
+            Place::There(place) => (place.configuration, place.acl),
+        };
+        let acl_file = shipped.join(configuration).with_file_name(acl);
         let dir = self.dir.display();
-        let mut configuration = fs::read_to_string(shipped.join("mosquitto.conf"))?;
-        for (there, here) in [
-            ("listener 8883", format!("listener {} {}", self.port(), self.address)),
-            ("/etc/mosquitto/keylime-mqtt/ca.pem", self.ca.display().to_string()),
-            ("/etc/mosquitto/keylime-mqtt/broker.pem", self.server.certificate.display().to_string()),
-            ("/etc/mosquitto/keylime-mqtt/broker.key", self.server.key.display().to_string()),
-            ("/etc/mosquitto/keylime-mqtt/acl", format!("{dir}/acl")),
-            ("/var/lib/mosquitto/", format!("{dir}/")),
-        ] {
-            ensure!(configuration.contains(there), "the shipped mosquitto.conf has no {there:?}");
-            configuration = configuration.replace(there, &here);
+        let mut text = fs::read_to_string(shipped.join(configuration))?;
+        let mut replace = vec![
+            ("listener 8883".to_owned(), format!("listener {} {}", self.port(), self.address)),
+            ("/etc/mosquitto/keylime-mqtt/ca.pem".to_owned(), self.ca.display().to_string()),
+            (
+                "/etc/mosquitto/keylime-mqtt/broker.pem".to_owned(),
+                self.server.certificate.display().to_string(),
+            ),
+            ("/etc/mosquitto/keylime-mqtt/broker.key".to_owned(), self.server.key.display().to_string()),
+            (format!("/etc/mosquitto/keylime-mqtt/{acl}"), format!("{dir}/acl")),
+        ];
+        if text.contains("persistence true") {
+            replace.push(("/var/lib/mosquitto/".to_owned(), format!("{dir}/")));
+        }
+        if let Place::There(place) = &self.place {
+            replace.extend(place.replaced.iter().cloned());
+        }
+        for (there, here) in replace {
+            ensure!(text.contains(&there), "the shipped {configuration} has no {there:?}");
+            text = text.replace(&there, &here);
+        }
+        let mut granted = format!("\nuser {OBSERVER}\ntopic read #\n");
+        let mut command = Command::new("mosquitto");
+        if let Place::There(place) = &self.place {
+            text.push_str(&websocket_listener(&text, place.websocket_port));
+            // among this is the line that says that it runs
+            text.push_str("\nlog_type information\n");
+            granted.push_str(&place.granted);
+            if let Some((launcher, arguments)) = place.launcher.split_first() {
+                command = Command::new(launcher);
+                command.args(arguments).arg("mosquitto");
+            }
         }
         // Started by root, mosquitto would become a user who may not read this directory.
-        configuration.push_str("\nuser root\n");
-        fs::write(self.dir.join("mosquitto.conf"), configuration)?;
-        let acl = fs::read_to_string(shipped.join("acl"))?;
-        fs::write(self.dir.join("acl"), format!("{acl}\nuser {OBSERVER}\ntopic read #\n"))?;
-        let mut command = Command::new("mosquitto");
+        text.push_str("\nuser root\n");
+        fs::write(self.dir.join("mosquitto.conf"), text)?;
+        fs::write(self.dir.join("acl"), fs::read_to_string(acl_file)? + &granted)?;
         command.arg("-c").arg(self.dir.join("mosquitto.conf"));
         Ok(command)
     }
@@ -160,6 +256,22 @@ impl Broker {
             .arg(&self.server.key);
         Ok(command)
     }
+}
+
+/// The listener of `configuration` once more, for WebSockets.
+fn websocket_listener(configuration: &str, port: Option<u16>) -> String {
+    let Some(port) = port else { return String::new() };
+    let of_a_listener = [
+        "tls_version",
+        "cafile",
+        "certfile",
+        "keyfile",
+        "require_certificate",
+        "use_identity_as_username",
+        "use_username_as_clientid",
+    ];
+    let rules = configuration.lines().filter(|line| of_a_listener.iter().any(|key| line.starts_with(key)));
+    rules.fold(format!("\nlistener {port}\nprotocol websockets\n"), |text, rule| text + rule + "\n")
 }
 
 /// Runs scenarios, functions that take a [`BrokerKind`], once on each broker.

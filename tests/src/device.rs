@@ -55,6 +55,8 @@ pub struct DeviceSettings {
     pub binary: Option<PathBuf>,
     /// A command that starts the agent in its place, such as `ip netns exec …`; it must become the agent
     pub launcher: Vec<String>,
+    /// Leaves the agent's times at the defaults that are shipped, instead of as quick as they can be
+    pub as_shipped: bool,
 }
 
 impl DeviceSettings {
@@ -85,19 +87,23 @@ pub struct BrokerAccess {
     pub ca: PathBuf,
     /// The client's own
     pub certificate: Certificate,
+    /// Further lines of the `[broker]` table, and tables in it
+    pub more: String,
 }
 
 impl BrokerAccess {
-    /// The `[broker]` table, with reconnects and time-outs as quick as they can be set.
-    pub(crate) fn table(&self) -> String {
-        let Self { host, port, ca, certificate } = self;
+    /// The `[broker]` table; with reconnects and time-outs as quick as they can be set, or as they are shipped.
+    pub(crate) fn table(&self, as_shipped: bool) -> String {
+        let Self { host, port, ca, certificate, more } = self;
+        let quick = "keep_alive_seconds = 5\nack_timeout_seconds = 5\nconnect_timeout_seconds = 5\n\
+                     reconnect_first_seconds = 1\nreconnect_longest_seconds = 1\n";
         format!(
             "\n[broker]\nhost = \"{host}\"\nport = {port}\nca_file = \"{}\"\ncert_file = \"{}\"\nkey_file = \"{}\"\n\
-             keep_alive_seconds = 5\nack_timeout_seconds = 5\nconnect_timeout_seconds = 5\n\
-             reconnect_first_seconds = 1\nreconnect_longest_seconds = 1\n",
+             {}{more}",
             ca.display(),
             certificate.certificate.display(),
-            certificate.key.display()
+            certificate.key.display(),
+            if as_shipped { "" } else { quick }
         )
     }
 }
@@ -346,14 +352,18 @@ impl Device {
         if self.settings.uefi.is_some() {
             writeln!(text, "uefi_log = \"{dir}/uefi\"")?;
         }
+        if !self.settings.as_shipped {
+            text.push_str(
+                "first_retry_seconds = 1\nlongest_retry_seconds = 2\nlongest_silence_seconds = 10\n",
+            );
+        }
         write!(
             text,
             "state_dir = \"{dir}/state\"\nboot_id_file = \"{dir}/boot_id\"\nboot_time_file = \"{dir}/btime\"\n\
-             first_retry_seconds = 1\nlongest_retry_seconds = 2\nlongest_silence_seconds = 10\n\
              enrol_again_after_seconds = {}\n\n[tpm]\ntcti = \"{}\"\n{}",
             self.settings.enrol_again_after.unwrap_or(ENROL_AGAIN_AFTER),
             self.swtpm.tcti(),
-            self.access.table()
+            self.access.table(self.settings.as_shipped)
         )?;
         fs::write(self.agent_configuration(), text)?;
         Ok(())

@@ -88,9 +88,21 @@ impl Observer {
         filters: &[&str],
         logs: &Path,
     ) -> Result<Self> {
+        Self::connect_to("localhost", port, ca, certificate, filters, logs)
+    }
+
+    /// The same, with a broker that is not on this machine.
+    pub fn connect_to(
+        host: &str,
+        port: u16,
+        ca: &Path,
+        certificate: &Certificate,
+        filters: &[&str],
+        logs: &Path,
+    ) -> Result<Self> {
         let name =
             certificate.certificate.file_stem().context("a certificate without a name")?.to_string_lossy();
-        let mut options = MqttOptions::new(name, "localhost", port);
+        let mut options = MqttOptions::new(name, host, port);
         options.set_max_packet_size(PACKET_MAX, PACKET_MAX);
         options.set_keep_alive(Duration::from_secs(60));
         options.set_transport(Transport::Tls(TlsConfiguration::Rustls(Arc::new(tls(ca, certificate)?))));

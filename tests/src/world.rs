@@ -61,11 +61,18 @@ pub struct WorldSettings {
     pub keylime: KeylimeSettings,
     /// Further settings of the bridge, `key=value`
     pub bridge: Vec<String>,
+    /// Leaves the bridge's times at the defaults that are shipped
+    pub as_shipped: bool,
 }
 
 impl Default for WorldSettings {
     fn default() -> Self {
-        Self { broker: BrokerKind::Mosquitto, keylime: KeylimeSettings::default(), bridge: Vec::new() }
+        Self {
+            broker: BrokerKind::Mosquitto,
+            keylime: KeylimeSettings::default(),
+            bridge: Vec::new(),
+            as_shipped: false,
+        }
     }
 }
 
@@ -106,17 +113,23 @@ impl World {
     /// Everything configured, nothing started.
     pub fn prepare(settings: &WorldSettings) -> Result<Self> {
         let scratch = Scratch::new()?;
-        let keylime = Keylime::configure(&scratch, settings.keylime.clone())?;
-        let maker = EkCa::found(&scratch.subdir("maker")?)?;
         let pki = Pki::in_dir(&scratch.subdir("pki")?)?;
         let broker = Broker::configure(settings.broker, &scratch, &pki)?;
+        Self::around(broker, pki, scratch, settings)
+    }
+
+    /// Everything else for a broker that is configured already; nothing is started.
+    pub fn around(broker: Broker, pki: Pki, scratch: Scratch, settings: &WorldSettings) -> Result<Self> {
+        let keylime = Keylime::configure(&scratch, settings.keylime.clone())?;
+        let maker = EkCa::found(&scratch.subdir("maker")?)?;
         let admission_list = scratch.path().join("admission");
         fs::write(&admission_list, "")?;
         let access = BrokerAccess {
-            host: "localhost".to_owned(),
+            host: broker.host().to_owned(),
             port: broker.port(),
             ca: pki.ca(),
             certificate: pki.issue(BRIDGE, &[])?,
+            more: String::new(),
         };
         let bridge_settings = BridgeSettings {
             broker: access,
@@ -126,6 +139,7 @@ impl World {
             ek_ca_dir: maker.trust_dir()?,
             admission_list: admission_list.clone(),
             set: settings.bridge.clone(),
+            as_shipped: settings.as_shipped,
         };
         let bridge =
             Bridge::configure("bridge", scratch.subdir("bridge")?, &scratch.logs(), bridge_settings)?;
@@ -136,8 +150,8 @@ impl World {
     pub fn connect_observer(&mut self) -> Result<()> {
         let certificate = self.pki.issue(OBSERVER, &[])?;
         let logs = self.scratch.logs();
-        self.observer =
-            Some(Observer::connect(self.broker.port(), &self.pki.ca(), &certificate, &["#"], &logs)?);
+        let (host, port) = (self.broker.host(), self.broker.port());
+        self.observer = Some(Observer::connect_to(host, port, &self.pki.ca(), &certificate, &["#"], &logs)?);
         Ok(())
     }
 
@@ -158,10 +172,11 @@ impl World {
         let swtpm = Swtpm::manufacture(maker, &dir.join("tpm"), &log)?;
         Device::assemble(name, dir, &self.scratch.logs(), swtpm, settings, |id| {
             Ok(BrokerAccess {
-                host: "localhost".to_owned(),
+                host: self.broker.host().to_owned(),
                 port: self.broker.port(),
                 ca: self.pki.ca(),
                 certificate: self.pki.issue(id, &[])?,
+                more: String::new(),
             })
         })
     }
