@@ -25,12 +25,12 @@ use crate::{
     limits::{IN_FLIGHT, Limits},
     link::{Counters, Letter, LinkEvent, Qos},
     loss::Loss,
-    pace::{Pace, with_size},
     path::{Milestone, Route},
     pulse::Patience,
     queue::{Queue, Refused, Weigh},
     renewal::{Reason, Renewal},
     subscriptions::Subscriptions,
+    window::{Window, with_size},
 };
 
 /// Letters inside rumqttc's channel: enough to keep it busy, few to carry back.
@@ -77,18 +77,18 @@ struct Ledger {
     /// In the channel or held as a collision: not yet written.
     handed: usize,
     /// Handed over, or subscribed, and not acknowledged.
-    pace: Pace,
+    window: Window,
 }
 
 impl Ledger {
     fn subscribe(&mut self, packets: usize) {
-        (0..packets).for_each(|_| self.pace.hand_over(0, Instant::now()));
+        (0..packets).for_each(|_| self.window.hand_over(0, Instant::now()));
     }
 
     fn hand_over(&mut self, qos: Qos, bytes: usize) {
         self.handed += 1;
         if qos == Qos::AtLeastOnce {
-            self.pace.hand_over(bytes, Instant::now());
+            self.window.hand_over(bytes, Instant::now());
         }
     }
 
@@ -97,15 +97,15 @@ impl Ledger {
     }
 
     fn acknowledged(&mut self) {
-        self.pace.acknowledged(Instant::now());
+        self.window.acknowledged(Instant::now());
     }
 
     fn has_room(&self) -> bool {
-        self.handed < MOST_HANDED && self.pace.has_room()
+        self.handed < MOST_HANDED && self.window.has_room()
     }
 
     fn is_clear(&self) -> bool {
-        self.handed == 0 && self.pace.is_clear()
+        self.handed == 0 && self.window.is_clear()
     }
 }
 
@@ -251,7 +251,7 @@ impl<'a> Connection<'a> {
                     *parting = Some(Instant::now() + PARTING);
                 }
             }
-            let overdue_at = ledger.pace.overdue_at(limits.ack);
+            let overdue_at = ledger.window.overdue_at(limits.ack);
             let give_up_at = parting.unwrap_or_else(|| overdue_at.map_or(silent_at, |at| at.min(silent_at)));
             tokio::select! {
                 biased;

@@ -35,7 +35,6 @@ mod eventloop;
 mod limits;
 mod link;
 mod loss;
-mod pace;
 mod path;
 mod probe;
 mod pulse;
@@ -44,6 +43,7 @@ mod renewal;
 mod settings;
 mod subscriptions;
 mod tls;
+mod window;
 
 pub use link::{Incoming, Link, LinkEvent, PublishError, Qos, Traffic, Will, connect};
 pub use path::Milestone;

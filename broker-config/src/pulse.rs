@@ -84,7 +84,7 @@ pub(crate) struct Pulse {
     keep_alive: Duration,
     sent: Instant,
     received: Instant,
-    /// How long it was silent before the first packet that nothing was received after.
+    /// The longest silence before anything that was sent since something was received.
     risked: Option<Duration>,
     pinged: Option<Instant>,
     round_trip: Duration,
@@ -104,7 +104,9 @@ impl Pulse {
     }
 
     pub(crate) fn sent(&mut self, now: Instant) {
-        self.risked.get_or_insert(now.saturating_duration_since(self.sent.max(self.received)));
+        let silence = now.saturating_duration_since(self.sent.max(self.received));
+        // not only the first: evidence without an acknowledgement goes out before the silence
+        self.risked = self.risked.max(Some(silence));
         self.sent = now;
     }
 
@@ -174,7 +176,8 @@ mod tests {
         Duration::from_secs(count)
     }
 
-    /// A link on which nothing is said but pings, behind a NAT that forgets after `forgets`; seconds between pings.
+    /// A link on which something is said each time that nothing answers, and pings, behind a NAT that forgets after
+    /// `forgets`; seconds before each ping.
     fn silences(forgets: Duration, count: usize) -> Vec<u64> {
         let mut patience = Patience::new(KEEP_ALIVE);
         let mut pulse = Pulse::new(KEEP_ALIVE);
@@ -191,6 +194,7 @@ mod tests {
             if now - last < forgets {
                 pulse.received(now, &mut patience);
                 pulse.answered(now);
+                pulse.sent(now);
             } else {
                 now = pulse.next(&patience);
                 assert_eq!(pulse.beat(now, &patience), Beat::Dead);

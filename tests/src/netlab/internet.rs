@@ -88,12 +88,6 @@ impl Internet {
         namespace.sysctl("net/ipv4/ip_forward", "1")?;
         namespace.sysctl("net/ipv6/conf/all/forwarding", "1")?;
         namespace.knows(&[(BROKER_V4, BROKER), (PROXY_ADDRESS, PROXY)])?;
-        // this machine has a way to the proxy too, and no route to anything but this namespace
-        let to_the_proxy = format!(
-            "add table ip lab; add chain ip lab way {{ type nat hook prerouting priority -100; }}; \
-             add rule ip lab way iifname \"near\" tcp dport 3128-3131 dnat to {PROXY_ADDRESS}"
-        );
-        namespace.run(&["nft", &to_the_proxy])?;
         Ok(Self { number, balancer: None, address, namespace })
     }
 

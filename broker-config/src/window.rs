@@ -19,15 +19,16 @@ const SLOWEST: usize = 1000;
 
 /// Messages of QoS 1 and SUBSCRIBEs that wait for their acknowledgement, in order.
 #[derive(Debug, Default)]
-pub(crate) struct Pace {
+pub(crate) struct Window {
     under_way: VecDeque<(usize, Instant)>,
     bytes: usize,
     /// When the acknowledgement that is due began to be due.
     waiting_since: Option<Instant>,
-    window: Option<usize>,
+    /// What the link carries in a moment, once that is known.
+    carries: Option<usize>,
 }
 
-impl Pace {
+impl Window {
     pub(crate) fn hand_over(&mut self, bytes: usize, now: Instant) {
         self.under_way.push_back((bytes, now));
         self.bytes += bytes;
@@ -41,14 +42,14 @@ impl Pace {
         if bytes >= TELLING {
             let took = now.saturating_duration_since(began).max(Duration::from_millis(1));
             let in_a_moment = bytes as u128 * MOMENT.as_millis() / took.as_millis().max(1);
-            self.window = Some(usize::try_from(in_a_moment).unwrap_or(usize::MAX));
+            self.carries = Some(usize::try_from(in_a_moment).unwrap_or(usize::MAX));
         }
         self.waiting_since = (!self.under_way.is_empty()).then_some(now);
     }
 
     /// Whether a message more may be handed over.
     pub(crate) fn has_room(&self) -> bool {
-        self.bytes < self.window.unwrap_or(LEAST_WINDOW).max(LEAST_WINDOW)
+        self.bytes < self.carries.unwrap_or(LEAST_WINDOW).max(LEAST_WINDOW)
     }
 
     /// When the next acknowledgement is overdue, if one of a small message is after `limit`.
@@ -73,18 +74,18 @@ mod tests {
 
     /// Messages of 15 kB over a link of so many bytes a second; the most that was under way at once.
     fn most_under_way(bytes_a_second: u32, round_trip: Duration) -> usize {
-        let (mut pace, mut now, mut most) = (Pace::default(), Instant::now(), 0);
+        let (mut window, mut now, mut most) = (Window::default(), Instant::now(), 0);
         let mut link_free = now;
         let mut acknowledgements = VecDeque::new();
         for _ in 0..100 {
-            while pace.has_room() {
-                pace.hand_over(15_000, now);
+            while window.has_room() {
+                window.hand_over(15_000, now);
                 link_free = link_free.max(now) + Duration::from_secs(15_000) / bytes_a_second;
                 acknowledgements.push_back(link_free + round_trip);
-                most = most.max(pace.bytes);
+                most = most.max(window.bytes);
             }
             now = acknowledgements.pop_front().expect("something is under way");
-            pace.acknowledged(now);
+            window.acknowledged(now);
         }
         most
     }
@@ -101,15 +102,15 @@ mod tests {
     #[test]
     fn an_acknowledgement_may_take_longer_the_larger_its_message_is() {
         let (limit, now) = (Duration::from_secs(120), Instant::now());
-        let mut pace = Pace::default();
-        assert_eq!(pace.overdue_at(limit), None);
-        pace.hand_over(100, now);
-        pace.hand_over(1_000_000, now);
-        assert_eq!(pace.overdue_at(limit), Some(now + limit));
+        let mut window = Window::default();
+        assert_eq!(window.overdue_at(limit), None);
+        window.hand_over(100, now);
+        window.hand_over(1_000_000, now);
+        assert_eq!(window.overdue_at(limit), Some(now + limit));
         let later = now + Duration::from_secs(7);
-        pace.acknowledged(later);
-        assert_eq!(pace.overdue_at(limit), Some(later + limit + Duration::from_secs(1000)));
-        pace.acknowledged(later);
-        assert!(pace.is_clear() && pace.overdue_at(limit).is_none());
+        window.acknowledged(later);
+        assert_eq!(window.overdue_at(limit), Some(later + limit + Duration::from_secs(1000)));
+        window.acknowledged(later);
+        assert!(window.is_clear() && window.overdue_at(limit).is_none());
     }
 }
