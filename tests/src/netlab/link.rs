@@ -62,6 +62,7 @@ impl LinkProfile {
     }
 
     /// The same, cut 20 s in every minute.
+    #[must_use]
     pub fn with_cuts(self) -> Self {
         let outage = Outage { up: Duration::from_secs(40), down: Duration::from_secs(20) };
         Self { outage: Some(outage), ..self }

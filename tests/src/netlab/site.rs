@@ -201,19 +201,12 @@ fn firewall(settings: &SiteSettings) -> Result<String> {
     let mut out = String::new();
     let mut gateway = String::new();
     for hole in &settings.holes {
-        match hole {
-            Hole::Port(port) => {
-                writeln!(out, "iifname \"lan\" tcp dport {port} counter name let_out accept")?
-            }
-            Hole::Proxy(port) => writeln!(
-                out,
-                "iifname \"lan\" ip daddr {PROXY_ADDRESS} tcp dport {} counter name let_out accept",
-                port.number()
-            )?,
-            Hole::Gateway => {
-                writeln!(gateway, "iifname \"lan\" tcp dport 8883 ct state new counter name let_out accept")?;
-            }
-        }
+        let (rules, allowed) = match hole {
+            Hole::Port(port) => (&mut out, format!("tcp dport {port}")),
+            Hole::Proxy(port) => (&mut out, format!("ip daddr {PROXY_ADDRESS} tcp dport {}", port.number())),
+            Hole::Gateway => (&mut gateway, "tcp dport 8883 ct state new".to_owned()),
+        };
+        writeln!(rules, "iifname \"lan\" {allowed} counter name let_out accept")?;
     }
     Ok(format!(
         "table inet site {{
