@@ -130,14 +130,12 @@ impl Pulse {
 
     /// When [`Pulse::beat`] is to be asked.
     pub(crate) fn next(&self, patience: &Patience) -> Instant {
-        match self.pinged {
-            Some(pinged) => pinged.max(self.received) + self.answer_limit(),
-            None => {
-                let silent = self.sent.max(self.received) + patience.silence;
-                // MQTT 3.1.1 §3.1.2.10: the broker wants to hear something; and so does this client
-                silent.min(self.sent.min(self.received) + self.keep_alive)
-            }
+        if let Some(pinged) = self.pinged {
+            return pinged.max(self.received) + self.answer_limit();
         }
+        let silent = self.sent.max(self.received) + patience.silence;
+        // MQTT 3.1.1 §3.1.2.10: the broker wants to hear something; and so does this client
+        silent.min(self.sent.min(self.received) + self.keep_alive)
     }
 
     pub(crate) fn beat(&self, now: Instant, patience: &Patience) -> Beat {
