@@ -25,7 +25,7 @@ test: setup build
 build:
 	$(CARGO) build --workspace --bins
 
-# The matrix of paths, links and brokers, a quarter of an hour. NET takes options: make test-net NET="--only NB-IoT"
+# The matrix of paths, links and brokers, up to half an hour and more. NET takes options: make test-net NET="--only NB-IoT"
 test-net: setup build
 	@$(CARGO) run --quiet --bin keylime-mqtt-test-net -- $(NET)
 

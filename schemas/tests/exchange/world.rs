@@ -477,7 +477,7 @@ impl World {
         let Some(slow) = &mut self.slow else { return NETWORK };
         let sending = Duration::from_secs(bytes as u64) / slow.bytes_a_second;
         slow.up_free = slow.up_free.max(self.now) + sending;
-        slow.up_free - self.now + slow.one_way
+        slow.up_free.saturating_sub(self.now) + slow.one_way
     }
 
     fn push(&mut self, after: Duration, event: Event) {
