@@ -78,7 +78,7 @@ pub(crate) fn table(outcomes: &[Outcome]) -> String {
 
 pub(crate) fn tail(log: &str) -> String {
     let lines: Vec<&str> = log.lines().collect();
-    lines.iter().skip(lines.len().saturating_sub(TAIL)).map(|line| format!("{line}\n")).collect()
+    lines.get(lines.len().saturating_sub(TAIL)..).unwrap_or_default().join("\n")
 }
 
 pub(crate) fn last_line(log: &str) -> &str {
