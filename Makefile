@@ -1,9 +1,10 @@
 # `make demo` shows a fleet attesting, `make test` proves the claims, `make lint` keeps the code readable,
 # `make bench-link` counts what an attestation costs on the link (as root: it makes network namespaces).
+# `make test-net` sends devices through firewalls, NAT, proxies and over bad links (as root, too).
 # `make fuzz` feeds every reader of foreign bytes: TARGET=one of tests/fuzz/corpus, SECONDS=how long each.
 # ONCE=1 lets the demo run through once and say by its exit code whether all went as it should.
 
-.PHONY: demo test lint setup build bench-link lies fuzz
+.PHONY: demo test test-net lint setup build bench-link lies fuzz
 
 CARGO ?= cargo
 # Scenarios wait more than they compute, so a few run at a time even on two cores; more than this, and a
@@ -24,6 +25,10 @@ test: setup build
 
 build:
 	$(CARGO) build --workspace --bins
+
+# The matrix of paths, links and brokers, up to half an hour and more. NET takes options: make test-net NET="--only NB-IoT"
+test-net: setup build
+	@$(CARGO) run --quiet --bin keylime-mqtt-test-net -- $(NET)
 
 # Release builds, counted outside the programs. BENCH takes options: make bench-link BENCH="--only quote --cycles 20"
 bench-link: setup

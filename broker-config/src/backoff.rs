@@ -76,4 +76,25 @@ mod tests {
             assert!(waits.iter().any(|wait| slice.contains(wait)), "no wait in {slice:?}");
         }
     }
+
+    #[test]
+    fn a_fleet_that_lost_its_broker_at_one_instant_does_not_come_back_at_one_instant() {
+        const FLEET: usize = 1000;
+        let mut attempts = vec![0; 20 * 60];
+        for _ in 0..FLEET {
+            // as shipped
+            let mut backoff = Backoff::new(Duration::from_secs(2), Duration::from_secs(300));
+            let mut at = Duration::ZERO;
+            while let Some(second) = attempts.get_mut(usize::try_from(at.as_secs()).expect("a second")) {
+                if at > Duration::ZERO {
+                    *second += 1;
+                }
+                at += backoff.next_wait();
+            }
+        }
+        let most = |from: usize| attempts.iter().skip(from).max().copied().unwrap_or_default();
+        // a broker that is back at once gets them over two seconds, a longer outage over minutes
+        assert!(most(0) < FLEET * 3 / 4, "{} at once", most(0));
+        assert!(most(120) < FLEET / 20, "{} at once after two minutes", most(120));
+    }
 }

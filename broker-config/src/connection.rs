@@ -30,9 +30,11 @@ use crate::{
     pace::Pace,
     packet_limit::PacketLimit,
     path::{Milestone, Route},
+    pulse::Patience,
     queue::{Queue, Refused, Weigh},
     renewal::{Reason, Renewal},
     subscriptions::Subscriptions,
+    window::with_size,
 };
 
 /// A reader that falls behind holds up the broker (TCP pushes back) for this long, once; then messages are
@@ -62,6 +64,7 @@ pub(crate) struct Connection<'a> {
     counters: &'a Counters,
     packets: &'a PacketLimit,
     pace: Pace,
+    patience: &'a mut Patience,
     client: AsyncClient,
     ledger: Ledger,
     subscriptions: Subscriptions,
@@ -81,8 +84,10 @@ impl<'a> Connection<'a> {
         counters: &'a Counters,
         packets: &'a PacketLimit,
         pace: Pace,
+        patience: &'a mut Patience,
     ) -> Self {
-        let (client, eventloop) = EventLoop::new(IN_FLIGHT, limits.keep_alive, limits.ack, CHANNEL);
+        let flush_limit = with_size(limits.ack, limits.max_packet);
+        let (client, eventloop) = EventLoop::new(IN_FLIGHT, limits.keep_alive, flush_limit, CHANNEL);
         Self {
             limits,
             wanted,
@@ -91,6 +96,7 @@ impl<'a> Connection<'a> {
             counters,
             packets,
             pace,
+            patience,
             client,
             ledger: Ledger::default(),
             subscriptions: Subscriptions::default(),
@@ -120,6 +126,9 @@ impl<'a> Connection<'a> {
             self.announce();
         }
         let end = self.serve(renewal, stop).await;
+        if let Err(loss) = &end {
+            self.patience.died_after(self.eventloop.pulse.risk().filter(|_| loss.is_silence()));
+        }
         self.salvage().await;
         match (end, renewal.due()) {
             (Ok(()), Some(reason)) => Ended::Renewed(reason),
@@ -144,7 +153,7 @@ impl<'a> Connection<'a> {
             let codec = self.limits.codec();
             let attempt = async {
                 let stream = route.open(renewal.tls(), &mut passed).await.map_err(Loss::from_path)?;
-                self.eventloop.greet(stream, codec, hello.clone()).await
+                self.eventloop.greet(stream, codec, hello.clone(), self.patience).await
             };
             let attempt = timeout(self.limits.connect, attempt);
             tokio::pin!(attempt);
@@ -160,6 +169,9 @@ impl<'a> Connection<'a> {
                 }
             }
         };
+        if !matches!(outcome, Ok(Ok(_))) {
+            self.patience.link_is_down();
+        }
         let failed = |loss| Ended::Lost { loss, lived: None, suspect: None };
         match outcome {
             Ok(Ok(answer)) => {
@@ -194,9 +206,9 @@ impl<'a> Connection<'a> {
         stop: &mut Stop,
         parting: &mut Option<Instant>,
     ) -> Result<Step, Loss> {
-        let Self { eventloop, client, ledger, outbox, counters, limits, pace, .. } = self;
-        let silent_at = Instant::now() + limits.silence;
-        let poll = eventloop.poll();
+        let Self { eventloop, client, ledger, outbox, counters, limits, pace, patience, .. } = self;
+        let silent_at = Instant::now() + limits.silence + eventloop.pulse.slack();
+        let poll = eventloop.poll(patience);
         tokio::pin!(poll);
         loop {
             let renewing = renewal.due().is_some();
@@ -213,7 +225,7 @@ impl<'a> Connection<'a> {
                     *parting = Some(Instant::now() + PARTING);
                 }
             }
-            let overdue_at = ledger.waiting_since.map(|since| since + limits.ack);
+            let overdue_at = ledger.overdue_at(limits.ack);
             let give_up_at = parting.unwrap_or_else(|| overdue_at.map_or(silent_at, |at| at.min(silent_at)));
             tokio::select! {
                 biased;

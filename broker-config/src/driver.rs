@@ -26,6 +26,7 @@ use crate::{
     loss::Loss,
     pace::Pace,
     packet_limit::{Closed, PacketLimit, SMALLEST_SUSPECT},
+    pulse::Patience,
     queue::Queue,
     renewal::{Reason, Renewal},
     settings::{BrokerSettings, CheckedBroker},
@@ -45,6 +46,8 @@ pub(crate) struct Driver {
     inbox: Arc<Queue<LinkEvent>>,
     counters: Arc<Counters>,
     packets: Arc<PacketLimit>,
+    /// Of the way to the broker of this address.
+    patience: (String, Patience),
     stop: Stop,
     done: watch::Sender<bool>,
 }
@@ -99,7 +102,20 @@ impl Driver {
         let hello = hello(&settings, client_id, will);
         let brokers = Brokers::new(first, fallbacks, &settings);
         let stop = Stop { asked, deadline: None };
-        Self { settings, brokers, hello, subscriptions, outbox, inbox, counters, packets, stop, done }
+        let patience = (brokers.address(), Patience::new(Limits::from(&settings).keep_alive));
+        Self {
+            settings,
+            brokers,
+            hello,
+            subscriptions,
+            outbox,
+            inbox,
+            counters,
+            packets,
+            patience,
+            stop,
+            done,
+        }
     }
 
     pub(crate) async fn run(mut self) {
@@ -157,11 +173,28 @@ impl Driver {
     }
 
     async fn connect_once(&mut self) -> Ended {
-        let Self { settings, brokers, hello, subscriptions, outbox, inbox, counters, packets, stop, .. } =
-            self;
-        let (limits, pace) = (Limits::from(&*settings), Pace::new(settings));
-        let connection = Connection::new(&limits, subscriptions, outbox, inbox, counters, packets, pace);
-        let first = brokers.first();
+        let first = self.brokers.first();
+        let (limits, pace) = (Limits::from(&self.settings), Pace::new(&self.settings));
+        let address = self.brokers.address();
+        if self.patience.0 != address {
+            self.patience = (address, Patience::new(limits.keep_alive));
+        }
+        let Self {
+            settings,
+            brokers,
+            hello,
+            subscriptions,
+            outbox,
+            inbox,
+            counters,
+            packets,
+            patience,
+            stop,
+            ..
+        } = self;
+        let patience = &mut patience.1;
+        let connection =
+            Connection::new(&limits, subscriptions, outbox, inbox, counters, packets, pace, patience);
         let broker = brokers.present();
         broker.credentials.look();
         let mut renewal = Renewal::new(settings, &mut broker.credentials, first);

@@ -23,6 +23,7 @@ use tokio_util::codec::Framed;
 use crate::{
     loss::{Loss, Phase},
     path::ByteStream,
+    pulse::{Beat, Patience, Pulse},
 };
 
 /// Packets that are read, or requests that are written, before the answers are flushed: a burst is then one
@@ -36,8 +37,7 @@ pub(crate) struct EventLoop {
     requests: Receiver<Request>,
     wire: Option<Framed<Box<dyn ByteStream>, Codec>>,
     in_flight: u16,
-    keep_alive: Duration,
-    next_ping: Instant,
+    pub(crate) pulse: Pulse,
     flush_limit: Duration,
 }
 
@@ -61,8 +61,7 @@ impl EventLoop {
             requests,
             wire: None,
             in_flight,
-            keep_alive,
-            next_ping: Instant::now() + keep_alive,
+            pulse: Pulse::new(keep_alive),
             flush_limit,
         };
         (AsyncClient::from_senders(sender), eventloop)
@@ -74,8 +73,10 @@ impl EventLoop {
         stream: Box<dyn ByteStream>,
         codec: Codec,
         connect: Connect,
+        patience: &mut Patience,
     ) -> Result<ConnAck, Loss> {
         let mut wire = Framed::new(stream, codec);
+        let asked = Instant::now();
         wire.send(Packet::Connect(connect)).await.map_err(|error| broken(error, Phase::Connecting))?;
         let answer = match wire.next().await {
             Some(Ok(Packet::ConnAck(answer))) => answer,
@@ -87,12 +88,12 @@ impl EventLoop {
             return Err(Loss::from_code(answer.code));
         }
         self.wire = Some(wire);
-        self.next_ping = Instant::now() + self.keep_alive;
+        self.pulse.began(asked.elapsed(), patience);
         Ok(answer)
     }
 
     /// The next event, after reading, sending or pinging as is due.
-    pub(crate) async fn poll(&mut self) -> Result<Event, Loss> {
+    pub(crate) async fn poll(&mut self, patience: &mut Patience) -> Result<Event, Loss> {
         loop {
             if let Some(event) = self.state.events.pop_front() {
                 return Ok(event);
@@ -102,15 +103,35 @@ impl EventLoop {
             let todo = tokio::select! {
                 packet = wire.next() => Todo::Take(packet),
                 request = next_request(&mut self.pending, &self.requests), if may_send => Todo::Send(request?),
-                () = sleep_until(self.next_ping) => {
-                    self.next_ping = Instant::now() + self.keep_alive;
-                    Todo::Send(Request::PingReq(PingReq))
-                }
+                () = sleep_until(self.pulse.next(patience)) => match self.pulse.beat(Instant::now(), patience) {
+                    Beat::Ping => Todo::Send(Request::PingReq(PingReq)),
+                    Beat::Dead => return Err(Loss::PingUnanswered),
+                    Beat::Nothing => continue,
+                },
             };
+            self.feel(&todo, patience);
+            let taken = matches!(todo, Todo::Take(_));
             // answers to what was read, and whatever is sent, must get out while the peer reads
             match timeout(self.flush_limit, self.carry_out(todo)).await {
                 Ok(done) => done?,
                 Err(_) => return Err(Loss::stalled()),
+            }
+            if taken && !self.state.await_pingresp {
+                self.pulse.answered(Instant::now());
+            }
+        }
+    }
+
+    fn feel(&mut self, todo: &Todo, patience: &mut Patience) {
+        let now = Instant::now();
+        match todo {
+            Todo::Take(Some(Ok(_))) => self.pulse.received(now, patience),
+            Todo::Take(_) => {}
+            Todo::Send(request) => {
+                self.pulse.sent(now);
+                if matches!(request, Request::PingReq(_)) {
+                    self.pulse.pinged(now);
+                }
             }
         }
     }

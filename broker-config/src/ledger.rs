@@ -1,12 +1,14 @@
 //! What one connection has handed to rumqttc, counted from its events.
 //!
-//! Invariant: a letter is in `handed` until it was written, then, at QoS 1, in `written` until it was acknowledged.
+//! Invariant: a letter is in `handed` until it was written, then, at QoS 1, in `written` until it was acknowledged; and,
+//! as every SUBSCRIBE, in `window` from being handed over until it was acknowledged.
 
 use std::collections::{HashMap, VecDeque};
+use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::link::Qos;
+use crate::{link::Qos, window::Window};
 
 #[derive(Debug, Default)]
 pub(crate) struct Ledger {
@@ -14,22 +16,19 @@ pub(crate) struct Ledger {
     handed: VecDeque<(usize, Qos)>,
     /// By packet id.
     written: HashMap<u16, usize>,
-    subscribes: usize,
+    window: Window,
     largest_acknowledged: usize,
-    /// When the acknowledgement that is due began to be due.
-    pub(crate) waiting_since: Option<Instant>,
 }
 
 impl Ledger {
     pub(crate) fn subscribe(&mut self, packets: usize) {
-        self.subscribes += packets;
-        self.wait_on();
+        (0..packets).for_each(|_| self.window.hand_over(0, Instant::now()));
     }
 
     pub(crate) fn hand_over(&mut self, (size, qos): (usize, Qos)) {
         self.handed.push_back((size, qos));
         if qos == Qos::AtLeastOnce {
-            self.waiting_since.get_or_insert_with(Instant::now);
+            self.window.hand_over(size, Instant::now());
         }
     }
 
@@ -40,21 +39,30 @@ impl Ledger {
     }
 
     pub(crate) fn subscribe_acknowledged(&mut self) {
-        self.subscribes = self.subscribes.saturating_sub(1);
-        self.wait_on();
+        self.window.acknowledged(Instant::now());
     }
 
     /// Gives the size of what was acknowledged.
     pub(crate) fn acknowledged(&mut self, packet_id: u16) -> Option<usize> {
-        let size = self.written.remove(&packet_id);
-        self.largest_acknowledged = self.largest_acknowledged.max(size.unwrap_or(0));
-        self.wait_on();
-        size
+        let size = self.written.remove(&packet_id)?;
+        self.largest_acknowledged = self.largest_acknowledged.max(size);
+        self.window.acknowledged(Instant::now());
+        Some(size)
     }
 
     /// Not yet written.
     pub(crate) fn handed(&self) -> usize {
         self.handed.len()
+    }
+
+    /// Whether the link carries more than is under way.
+    pub(crate) fn has_room(&self) -> bool {
+        self.window.has_room()
+    }
+
+    /// When the next acknowledgement is overdue, if one of a small message is after `limit`.
+    pub(crate) fn overdue_at(&self, limit: Duration) -> Option<Instant> {
+        self.window.overdue_at(limit)
     }
 
     /// Bytes for which an acknowledgement is due.
@@ -64,21 +72,12 @@ impl Ledger {
     }
 
     pub(crate) fn is_clear(&self) -> bool {
-        self.handed.is_empty() && !self.is_owed()
+        self.handed.is_empty() && self.window.is_clear()
     }
 
     /// The largest packet that was written and not acknowledged, if none as large was: what a peer that closed the
     /// connection may have closed it over.
     pub(crate) fn suspect(&self) -> Option<usize> {
         self.written.values().copied().max().filter(|size| *size > self.largest_acknowledged)
-    }
-
-    fn is_owed(&self) -> bool {
-        let waits = |(_, qos): &(usize, Qos)| *qos == Qos::AtLeastOnce;
-        self.subscribes > 0 || !self.written.is_empty() || self.handed.iter().any(waits)
-    }
-
-    fn wait_on(&mut self) {
-        self.waiting_since = self.is_owed().then(Instant::now);
     }
 }

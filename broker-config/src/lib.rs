@@ -43,12 +43,14 @@ mod packet_limit;
 mod path;
 mod private_memory;
 mod probe;
+mod pulse;
 mod queue;
 mod renewal;
 mod secret_file;
 mod settings;
 mod subscriptions;
 mod tls;
+mod window;
 
 pub use doctor::{Arrived, Report, State, Step, Visit, VisitError};
 pub use link::{Incoming, Link, LinkEvent, PublishError, Qos, Traffic, Will, connect};

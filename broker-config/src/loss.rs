@@ -172,6 +172,11 @@ impl Loss {
         }
     }
 
+    /// Whether the connection was lost without a word.
+    pub(crate) fn is_silence(&self) -> bool {
+        matches!(self, Self::PingUnanswered | Self::Hung { .. } | Self::AckOverdue { .. })
+    }
+
     pub(crate) fn from_state(error: StateError, phase: Phase) -> Self {
         match error {
             StateError::Io(error) | StateError::Deserialization(mqttbytes::Error::Io(error)) => {

@@ -45,7 +45,7 @@ pub(crate) fn hand_over(
     limits: &Limits,
     pace: &mut Pace,
 ) -> Option<Held> {
-    while ledger.handed() < MOST_HANDED {
+    while ledger.handed() < MOST_HANDED && ledger.has_room() {
         if outbox.is_empty() {
             return None;
         }

@@ -15,11 +15,12 @@
 //! | [`keylime`], [`keylime_config`], [`operator`] | registrar, verifier; `keylime_tenant` as an operator uses it |
 //! | [`swtpm`], [`mux`], [`tpm`] | a device's TPM and a way to share it |
 //! | [`device`], [`bridge`] | agent and bridge as shipped |
-//! | [`measured_boot`], [`ima`] | firmware's and kernel's measurements, in logs and PCRs |
+//! | [`measured_boot`], [`ima`], [`programs`] | firmware's and kernel's measurements, in logs and PCRs |
 //! | [`broker`], [`pki`] | mosquitto and rumqttd; certificates |
 //! | [`chain`], [`stand_in`], [`clock`] | an IoT gateway's broker before the cloud's; a cloud's limits; a device's wall clock |
 //! | [`between`], [`stranger`] | a hostile broker: two real ones and a liar between them, with a key of its own |
 //! | [`campaign`] | a fleet under lies, and what is true in the end |
+//! | [`netlab`] | devices behind firewalls, NAT, proxies and bad links |
 //! | [`observe`] | a client that sees what relying parties see, and one that sees everything |
 //! | [`process`], [`scratch`], [`ports`], [`eventually`], [`binaries`] | nothing left behind, nothing fixed, nothing guessed |
 
@@ -40,11 +41,13 @@ pub mod keylime;
 pub mod keylime_config;
 pub mod measured_boot;
 pub mod mux;
+pub mod netlab;
 pub mod observe;
 pub mod operator;
 pub mod pki;
 pub mod ports;
 pub mod process;
+pub mod programs;
 pub mod scratch;
 pub mod squid;
 pub mod stand_in;

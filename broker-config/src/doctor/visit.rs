@@ -13,6 +13,7 @@ use crate::eventloop::EventLoop;
 use crate::limits::{IN_FLIGHT, Limits};
 use crate::link::{Letter, Qos};
 use crate::loss::Loss;
+use crate::pulse::Patience;
 use crate::settings::CheckedBroker;
 
 /// Requests that wait inside rumqttc: a visit makes one at a time.
@@ -47,6 +48,7 @@ pub struct Visit {
     client: AsyncClient,
     arrived: VecDeque<Arrived>,
     limits: Limits,
+    patience: Patience,
     /// Time that the broker took for its last acknowledgement.
     round_trip: Duration,
     is_over: bool,
@@ -68,18 +70,19 @@ impl CheckedBroker {
         let mut hello = Connect::new(client_id.to_owned());
         hello.clean_session = true;
         hello.keep_alive = self.settings.keep_alive_seconds;
+        let mut patience = Patience::new(limits.keep_alive);
         let mut passed = Vec::new();
         let attempt = async {
             let stream =
                 broker.route.open(broker.credentials.config(), &mut passed).await.map_err(Loss::from_path)?;
-            eventloop.greet(stream, limits.codec(), hello).await
+            eventloop.greet(stream, limits.codec(), hello, &mut patience).await
         };
         match timeout(limits.connect, attempt).await {
             Ok(answer) => answer?,
             Err(_) => return Err(Loss::timed_out(&passed).into()),
         };
         let round_trip = began.elapsed();
-        Ok(Visit { eventloop, client, arrived: VecDeque::new(), limits, round_trip, is_over: false })
+        Ok(Visit { eventloop, client, arrived: VecDeque::new(), limits, patience, round_trip, is_over: false })
     }
 
     /// `host:port` of the broker at this place in the settings.
@@ -161,7 +164,7 @@ impl Visit {
         if self.is_over || self.client.try_disconnect().is_err() {
             return;
         }
-        let gone = async { while self.eventloop.poll().await.is_ok() {} };
+        let gone = async { while self.eventloop.poll(&mut self.patience).await.is_ok() {} };
         if timeout(Duration::from_secs(2), gone).await.is_err() {
             tracing::debug!("the broker keeps the connection open after DISCONNECT");
         }
@@ -187,7 +190,7 @@ impl Visit {
     }
 
     async fn poll(&mut self) -> Result<Event, VisitError> {
-        let polled = self.eventloop.poll().await;
+        let polled = self.eventloop.poll(&mut self.patience).await;
         self.is_over |= polled.is_err();
         Ok(polled?)
     }

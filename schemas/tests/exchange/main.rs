@@ -20,6 +20,7 @@ mod hello;
 mod keylime;
 mod lean;
 mod lies;
+mod links;
 mod logs;
 mod modest;
 mod review;

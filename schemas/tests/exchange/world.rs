@@ -90,6 +90,15 @@ impl Lossy {
     }
 }
 
+/// A link on which messages take their time one after the other.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct SlowLink {
+    pub(crate) one_way: Duration,
+    pub(crate) bytes_a_second: u32,
+    /// When the last message upwards has been sent.
+    pub(crate) up_free: Time,
+}
+
 pub(crate) struct World {
     pub(crate) now: Time,
     pub(crate) device: Device,
@@ -107,6 +116,7 @@ pub(crate) struct World {
     pub(crate) events: u64,
     faults: BTreeMap<u64, Fault>,
     pub(crate) lossy: Option<Lossy>,
+    pub(crate) slow: Option<SlowLink>,
     /// The device has no connection: what is published for it is gone.
     offline: bool,
     pub(crate) last_fault: Time,
@@ -160,6 +170,7 @@ impl World {
             events: 0,
             faults,
             lossy: None,
+            slow: None,
             offline: false,
             last_fault: Time::ZERO,
             trace: Vec::new(),
@@ -456,11 +467,13 @@ impl World {
 
     fn publish(&mut self, direction: Direction, payload: Vec<u8>, delivery: Delivery) {
         let Some(liar) = &self.liar else {
-            let event = match direction {
-                Direction::Up => Event::ToBridge(payload, delivery),
-                Direction::Down => Event::ToDevice(payload, delivery),
+            let (takes, event) = match direction {
+                Direction::Up => (self.takes_up(payload.len()), Event::ToBridge(payload, delivery)),
+                Direction::Down => {
+                    (self.slow.map_or(NETWORK, |slow| slow.one_way), Event::ToDevice(payload, delivery))
+                }
             };
-            return self.push(NETWORK, event);
+            return self.push(takes, event);
         };
         let id = self.device.id.as_str();
         let arrives = liar.borrow_mut().pass(id, direction, &payload, self.now);
@@ -536,6 +549,14 @@ impl World {
                 Done::Submitted(self.keylime.submitted(token, offer.index, restored, now))
             }
         })
+    }
+
+    /// Until a message of so many bytes has arrived at the bridge.
+    fn takes_up(&mut self, bytes: usize) -> Duration {
+        let Some(slow) = &mut self.slow else { return NETWORK };
+        let sending = Duration::from_secs(bytes as u64) / slow.bytes_a_second;
+        slow.up_free = slow.up_free.max(self.now) + sending;
+        slow.up_free.saturating_sub(self.now) + slow.one_way
     }
 
     fn push(&mut self, after: Duration, event: Event) {

@@ -18,6 +18,9 @@ const UEFI_BATCH: u64 = 48 * 1024;
 const IMA_BATCH: u64 = 1024;
 /// What cannot be packed travels as it is, and a little longer.
 const MAX_PACKED_UEFI: u64 = MAX_UEFI_LOG as u64 + 1024;
+/// A batch takes a quarter of a minute on NB-IoT, and twice that with a cut in it: so many times as long as for one
+/// message it is waited for before it is asked for again.
+const BATCH_PATIENCE: u32 = 3;
 /// IMA lines held for one device; 100 000 entries have some 20 MB.
 const MAX_HELD_IMA: usize = 32 * 1024 * 1024;
 
@@ -47,14 +50,18 @@ impl Relay {
     }
 
     fn gather(&mut self, offer: Offer, log: LogKind, now: Time) {
-        let repeat = self.repeat(now);
+        let repeat = self.batch_repeat(now);
         self.ask_for_part(Gather { offer, log, uefi: Vec::new(), total: None, upto: 0, repeat }, now);
     }
 
     /// Asks for the next batch.
     pub(super) fn ask_for_part(&mut self, gather: Gather, now: Time) {
-        let repeat = self.repeat(now);
+        let repeat = self.batch_repeat(now);
         self.need(gather, repeat);
+    }
+
+    fn batch_repeat(&self, now: Time) -> Repeat {
+        Repeat::first(now, self.repeat_after() * BATCH_PATIENCE, self.settings.repeats)
     }
 
     pub(super) fn ask_for_part_again(&mut self, gather: Gather, now: Time) {
@@ -208,7 +215,7 @@ impl Relay {
         if self.next_offset(&gather) >= gather.upto {
             self.ask_for_part(gather, now);
         } else {
-            let repeat = self.repeat(now);
+            let repeat = self.batch_repeat(now);
             self.phase = Phase::Gather(Gather { repeat, ..gather });
         }
     }

@@ -50,6 +50,10 @@ const TIMEOUT_INTERVALS: u32 = 5;
 const LEAST_BETWEEN_OFFERS: Duration = Duration::from_secs(5);
 /// The registrar writes its database, and the bridge checks a chain of certificates, each time a device registers.
 const LEAST_BETWEEN_REGISTRATIONS: Duration = Duration::from_secs(5);
+/// A question is repeated after so many times what answers take on this device's link, if that is longer than set.
+const ANSWER_TIMES: u32 = 2;
+/// Longer than this an answer was not on its way.
+const LONGEST_ANSWER: Duration = Duration::from_secs(60);
 /// The interval to reckon with until the verifier has named its own: Keylime's agents use it as default.
 const ASSUMED_INTERVAL: Duration = Duration::from_secs(60);
 
@@ -95,6 +99,8 @@ pub struct Relay {
     unsubmitted: Option<Unsubmitted>,
     interval: Option<Duration>,
     timeout_at: Option<Time>,
+    /// How long answers took lately.
+    answers_take: Duration,
     /// When an attestation was opened for which no evidence was taken.
     offered_at: Option<Time>,
     /// A `Ready` that came while a command was under way.
@@ -140,6 +146,7 @@ impl Relay {
             unsubmitted: None,
             interval: None,
             timeout_at: None,
+            answers_take: Duration::ZERO,
             offered_at: None,
             pending: None,
             told: None,
@@ -220,6 +227,10 @@ impl Relay {
     }
 
     fn received(&mut self, message: Up, ticket: Option<OpenedTicket>, now: Time) {
+        if let Some(asked_at) = self.phase.asked_at().filter(|_| is_an_answer(&message)) {
+            let took = now.saturating_sub(asked_at).min(LONGEST_ANSWER);
+            self.answers_take = took.max(self.answers_take * 3 / 4);
+        }
         match message {
             Up::Enrol(enrol) => self.enrol(enrol, now),
             Up::Activation(activation) => self.activation(activation),
@@ -402,7 +413,12 @@ impl Relay {
     }
 
     fn repeat(&self, now: Time) -> Repeat {
-        Repeat::first(now, self.settings.repeat_after, self.settings.repeats)
+        Repeat::first(now, self.repeat_after(), self.settings.repeats)
+    }
+
+    /// A repeat that overtakes the answer costs both of them again on the link that is slow already.
+    fn repeat_after(&self) -> Duration {
+        self.settings.repeat_after.max(self.answers_take * ANSWER_TIMES)
     }
 
     fn command(&mut self, step: Step, command: Command) {
@@ -447,6 +463,13 @@ impl Relay {
 
     fn dropped(&mut self, kind: &'static str, why: &'static str) {
         self.notice(Notice::Dropped { kind, why });
+    }
+}
+
+fn is_an_answer(message: &Up) -> bool {
+    match message {
+        Up::Activation(_) | Up::Proof(_) | Up::Evidence(_) | Up::Blob(_) | Up::Statement(_) => true,
+        Up::Enrol(_) | Up::Ready(_) | Up::Unchanged(_) | Up::NotYet(_) | Up::Hello(_) => false,
     }
 }
 

@@ -9,6 +9,8 @@ use crate::messages::{Activation, Digest, Enrol, Evidence, LogKind, Nonce};
 /// A question that is repeated a few times.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Repeat {
+    /// When it was asked first; nothing once the device has said that it needs time.
+    asked_at: Option<Time>,
     pub(super) sent_at: Time,
     /// When it is due again; nothing once it has been repeated often enough.
     pub(super) next_at: Option<Time>,
@@ -18,7 +20,7 @@ pub(super) struct Repeat {
 
 impl Repeat {
     pub(super) fn first(now: Time, wait: Duration, left: u8) -> Self {
-        Self { sent_at: now, next_at: Some(now + wait), wait, left }
+        Self { asked_at: Some(now), sent_at: now, next_at: Some(now + wait), wait, left }
     }
 
     /// The state after one more repeat; nothing when there were enough.
@@ -26,7 +28,7 @@ impl Repeat {
         let sent_at = self.next_at?;
         let left = self.left.checked_sub(1)?;
         let wait = self.wait.saturating_mul(2);
-        Some(Self { sent_at, next_at: Some(sent_at.saturating_add(wait)), wait, left })
+        Some(Self { sent_at, next_at: Some(sent_at.saturating_add(wait)), wait, left, ..self })
     }
 
     /// No more repeats; the device has to speak.
@@ -36,7 +38,7 @@ impl Repeat {
 
     /// Due at `at` rather than when it was.
     pub(super) fn postponed(self, at: Time) -> Self {
-        Self { next_at: Some(at), ..self }
+        Self { asked_at: None, next_at: Some(at), ..self }
     }
 
     /// Sent now rather than when it was due.
@@ -192,6 +194,18 @@ impl Phase {
             | Self::Resting { due: at }
             | Self::Held { check_at: at }
             | Self::Setback { retry_at: at, .. } => Some(*at),
+        }
+    }
+
+    /// When the question that is open was asked first.
+    pub(super) fn asked_at(&self) -> Option<Time> {
+        match self {
+            Self::AwaitActivation { repeat, .. }
+            | Self::AwaitProof(Proving { repeat, .. })
+            | Self::Gather(Gather { repeat, .. })
+            | Self::AwaitEvidence { repeat, .. }
+            | Self::AwaitStatement { repeat, .. } => repeat.asked_at,
+            _ => None,
         }
     }
 

@@ -6,12 +6,13 @@
 
 use anyhow::{Context, Result, bail, ensure};
 use keylime_mqtt_tests::eventually::eventually;
+use keylime_mqtt_tests::netlab::run;
 use keylime_mqtt_tests::process::{Process, remove_netns_at_exit};
 use keylime_mqtt_tests::scratch::{Scratch, read_log};
 use rand::Rng;
 use std::fs;
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::Duration;
 
 /// The broker's name, as long as such names are. Known to the namespace by a hosts file: nobody asks a DNS server.
@@ -173,16 +174,4 @@ impl Drop for Link {
         run(&["ip", "netns", "del", &self.namespace]).ok();
         fs::remove_dir_all(PathBuf::from("/etc/netns").join(&self.namespace)).ok();
     }
-}
-
-fn run(arguments: &[&str]) -> Result<String> {
-    let (program, rest) = arguments.split_first().context("no command")?;
-    let output = Command::new(program)
-        .args(rest)
-        .stdin(Stdio::null())
-        .output()
-        .with_context(|| format!("cannot run {program}: `make setup` installs it"))?;
-    let said = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "{}: {}", arguments.join(" "), said.trim());
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }

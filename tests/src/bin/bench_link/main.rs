@@ -15,7 +15,6 @@ mod goals;
 mod link;
 mod messages;
 mod phases;
-mod programs;
 mod reference;
 mod report;
 mod rig;

@@ -3,13 +3,13 @@
 //! The golden machine ran what the device ran, but for two percent on either side, and in another order among
 //! neighbours: two boots of one image differ so. Its firmware differs where machines of one make do.
 
-use crate::programs::sample;
 use crate::rig::{Plan, Rig};
 use crate::uefi;
 use crate::workloads::{FIRST, Figure, Outcome, Spent};
 use anyhow::{Result, ensure};
 use keylime_mqtt_tests::binaries;
 use keylime_mqtt_tests::ima::list;
+use keylime_mqtt_tests::programs::sample;
 use keylime_mqtt_tests::scratch::Scratch;
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -1,7 +1,6 @@
 //! The workloads: each starts a world of its own, lets its device do one thing, and says what that cost.
 
 use crate::phases::{Phases, Steady, whole};
-use crate::programs::{mean_length, sample};
 use crate::reference::with_reference;
 use crate::rig::{CALM, NO_PINGS, Plan, Rig, Trace, agent};
 use crate::statistics::Statistics;
@@ -10,6 +9,7 @@ use anyhow::{Context, Result, ensure};
 use keylime_mqtt_tests::eventually::eventually;
 use keylime_mqtt_tests::ima::runtime_policy;
 use keylime_mqtt_tests::operator::Policies;
+use keylime_mqtt_tests::programs::{mean_length, sample};
 use serde_json::json;
 use std::time::Duration;
 

@@ -21,7 +21,7 @@ const RUN: usize = 4;
 const SEED: u64 = 10;
 
 /// `count` different names.
-pub(crate) fn sample(count: usize) -> Result<Vec<String>> {
+pub fn sample(count: usize) -> Result<Vec<String>> {
     let mut files = Vec::new();
     walk(Path::new(ROOT), &mut files)?;
     ensure!(!files.is_empty(), "{ROOT} has no files to name");
@@ -38,7 +38,7 @@ pub(crate) fn sample(count: usize) -> Result<Vec<String>> {
 }
 
 /// Mean length, for the report.
-pub(crate) fn mean_length(programs: &[String]) -> usize {
+pub fn mean_length(programs: &[String]) -> usize {
     programs.iter().map(String::len).sum::<usize>() / programs.len().max(1)
 }
 
