@@ -26,6 +26,8 @@ pub use port::{
     Requested, Restore, Restored, Restoring, Session, Standing, Status, Submitted, Token, Unavailable,
 };
 
+use submission::Another;
+
 use phase::{Gathered, Phase, Repeat, Retry, Step, Unsubmitted};
 
 use super::retry::{Jitter, doubled};
@@ -86,6 +88,7 @@ pub struct Relay {
     timeout_at: Option<Time>,
     /// When an attestation was opened for which no evidence was taken.
     offered_at: Option<Time>,
+    another: Another,
     /// A `Ready` that came while a command was under way.
     pending: Option<Facts>,
     /// The device has spoken up and was not answered since.
@@ -125,6 +128,7 @@ impl Relay {
             interval: None,
             timeout_at: None,
             offered_at: None,
+            another: Another::default(),
             pending: None,
             owes: false,
             setbacks: 0,
@@ -264,7 +268,7 @@ impl Relay {
         } else if let Some(at) = self.offered_at.map(|at| at + LEAST_BETWEEN_OFFERS).filter(|at| *at > now) {
             self.phase = Phase::Setback { retry_at: at, retry: Box::new(Retry::Proceed) };
         } else {
-            self.offer(token, facts);
+            self.offer(token, facts, now);
         }
     }
 
@@ -302,7 +306,9 @@ impl Relay {
 
     /// Keylime did not answer: the same again after a while, longer each time. A waiting device is told.
     fn setback(&mut self, what: &'static str, retry: Retry, unavailable: Unavailable, now: Time) {
-        let doubling = self.jitter.upper_half(doubled(SETBACK_FIRST, self.setbacks, SETBACK_CAP));
+        // not less often than where nothing is wrong: Keylime bears that, and its return is noticed within an interval
+        let cap = SETBACK_CAP.min(self.interval());
+        let doubling = self.jitter.upper_half(doubled(SETBACK_FIRST, self.setbacks, cap));
         let wait = unavailable.retry_after.map_or(doubling, |after| after.max(doubling));
         self.setbacks += 1;
         self.notice(Notice::Setback { what, wait });
