@@ -30,6 +30,8 @@ pub struct BridgeSettings {
     pub admission_list: PathBuf,
     /// Further settings, `key=value` as `--set` takes them
     pub set: Vec<String>,
+    /// Further environment
+    pub environment: Vec<(String, String)>,
 }
 
 /// A bridge with a directory of its own, running or not.
@@ -55,6 +57,11 @@ impl Bridge {
     pub fn reconfigure(&mut self, change: impl FnOnce(&mut BridgeSettings)) -> Result<()> {
         change(&mut self.settings);
         self.write_configuration()
+    }
+
+    /// What it was configured with.
+    pub fn settings(&self) -> &BridgeSettings {
+        &self.settings
     }
 
     /// Has it log all it can, from its next start on.
@@ -104,6 +111,7 @@ impl Bridge {
         for setting in &self.settings.set {
             command.args(["--set", setting]);
         }
+        command.envs(self.settings.environment.iter().cloned());
         Ok(command)
     }
 

@@ -28,6 +28,9 @@ pub const OBSERVER: &str = "harness-observer";
 /// Common name of the bridge's certificate in the shipped ACL.
 pub const BRIDGE: &str = "keylime-bridge";
 
+/// Common name of a second bridge's certificate; the ACL is told of it as it says: its block copied.
+pub const SECOND_BRIDGE: &str = "keylime-bridge-2";
+
 /// Common name of a relying party's certificate in the shipped ACL.
 pub const RELYING_PARTY: &str = "keylime-relying-party";
 
@@ -143,7 +146,11 @@ impl Broker {
         configuration.push_str("\nuser root\n");
         fs::write(self.dir.join("mosquitto.conf"), configuration)?;
         let acl = fs::read_to_string(shipped.join("acl"))?;
-        fs::write(self.dir.join("acl"), format!("{acl}\nuser {OBSERVER}\ntopic read #\n"))?;
+        let block = acl.split("\n\n").find(|block| block.contains(&format!("user {BRIDGE}\n")));
+        let second =
+            block.context("the shipped ACL has no block for the bridge")?.replace(BRIDGE, SECOND_BRIDGE);
+        let observer = format!("user {OBSERVER}\ntopic read #\n");
+        fs::write(self.dir.join("acl"), format!("{acl}\n{second}\n\n{observer}"))?;
         let mut command = Command::new("mosquitto");
         command.arg("-c").arg(self.dir.join("mosquitto.conf"));
         Ok(command)
