@@ -1,8 +1,9 @@
 # `make demo` shows a fleet attesting, `make test` proves the claims, `make lint` keeps the code readable,
-# `make bench-link` counts what an attestation costs on the link (as root: it makes network namespaces).
+# `make bench-link` counts what an attestation costs on the link (as root: it makes network namespaces),
+# `make chaos` kills, hangs, cuts and fills up everything on a real fleet (as root also disks).
 # ONCE=1 lets the demo run through once and say by its exit code whether all went as it should.
 
-.PHONY: demo test lint setup build bench-link
+.PHONY: demo test lint setup build bench-link chaos
 
 CARGO ?= cargo
 # Scenarios wait more than they compute, so a few run at a time even on two cores; more than this, and a
@@ -29,6 +30,10 @@ bench-link: setup
 	$(CARGO) build --profile device --bin keylime-mqtt-agent
 	$(CARGO) build --release --bin keylime-mqtt-bridge --bin keylime-mqtt-bench-link
 	@$(CARGO) run --release --quiet --bin keylime-mqtt-bench-link -- $(BENCH)
+
+# SEED=7 draws another plan, the same one each time; KILLS=50 is a shorter run. CHAOS takes further options.
+chaos: setup build
+	@$(CARGO) run --quiet --bin keylime-mqtt-chaos -- $(CHAOS)
 
 lint:
 	$(CARGO) fmt --all -- --check

@@ -15,10 +15,11 @@ fail() { printf 'setup: %s\n' "$*" >&2; exit 1; }
 # libraries are opened by it at run time; libefivar1 lets Keylime read UEFI logs (without it every attestation
 # with one fails); the mosquitto package may start a service on 1883: the tests bring their own on other ports;
 # iproute2, ethtool and tcpdump make and watch the link of `make bench-link`; squid is the proxy that clients must get
-# through (the package may start a service on 3128: the tests bring their own on other ports).
+# through (the package may start a service on 3128: the tests bring their own on other ports); libfaketime lets the clocks
+# of `make chaos` jump.
 packages=(gcc libc6-dev pkg-config libtss2-dev libtss2-tcti-device0 libtss2-tcti-swtpm0 swtpm swtpm-tools
     tpm2-tools mosquitto mosquitto-clients libefivar1 openssl python3 python3-venv util-linux
-    iproute2 ethtool tcpdump squid)
+    iproute2 ethtool tcpdump squid libfaketime)
 
 install_packages() {
     if ! command -v dpkg-query >/dev/null; then

@@ -17,6 +17,7 @@
 //! | [`device`], [`bridge`] | agent and bridge as shipped |
 //! | [`measured_boot`], [`ima`] | firmware's and kernel's measurements, in logs and PCRs |
 //! | [`broker`], [`pki`] | mosquitto and rumqttd; certificates |
+//! | [`link`], [`disk`] | ways that are cut, stalled or slow; disks that are full |
 //! | [`observe`] | a client that sees what relying parties see, and one that sees everything |
 //! | [`process`], [`scratch`], [`ports`], [`eventually`], [`binaries`] | nothing left behind, nothing fixed, nothing guessed |
 
@@ -27,10 +28,12 @@ pub mod binaries;
 pub mod bridge;
 pub mod broker;
 pub mod device;
+pub mod disk;
 pub mod eventually;
 pub mod ima;
 pub mod keylime;
 pub mod keylime_config;
+pub mod link;
 pub mod measured_boot;
 pub mod mux;
 pub mod observe;
