@@ -293,7 +293,8 @@ mod tests {
         let keys = |n: usize| format!("{}\n", "11".repeat(KEY_LEN)).repeat(n);
         write_keys(&path, &keys(MAX_KEYS), 0o600);
         TicketKeys::open(&path).unwrap();
-        for text in [keys(MAX_KEYS + 1), "#\n".repeat(MAX_KEY_FILE as usize), String::new()] {
+        for text in [keys(MAX_KEYS + 1), "#\n".repeat(usize::try_from(MAX_KEY_FILE).unwrap()), String::new()]
+        {
             write_keys(&path, &text, 0o600);
             assert!(matches!(TicketKeys::open(&path), Err(KeyFileError::Count { .. })));
         }

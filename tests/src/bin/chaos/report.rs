@@ -162,7 +162,7 @@ impl Report {
         if let Some(dir) = file.parent() {
             fs::create_dir_all(dir)?;
         }
-        let entries: Vec<Value> = self.entries.iter().map(|entry| entry.json()).collect();
+        let entries: Vec<Value> = self.entries.iter().map(Entry::json).collect();
         let claims: Vec<Value> =
             self.claims.iter().map(|(claim, held)| json!({ "claim": claim, "holds": held })).collect();
         let report = json!({
