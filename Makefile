@@ -1,10 +1,12 @@
 # `make demo` shows a fleet attesting, `make test` proves the claims, `make lint` keeps the code readable,
 # `make bench-link` counts what an attestation costs on the link (as root: it makes network namespaces).
 # `make test-net` sends devices through firewalls, NAT, proxies and over bad links (as root, too).
+# `make chaos` kills, hangs, cuts and fills up everything on a real fleet (as root also disks).
+# `make lies` puts a hostile broker between devices and bridge.
 # `make fuzz` feeds every reader of foreign bytes: TARGET=one of tests/fuzz/corpus, SECONDS=how long each.
 # ONCE=1 lets the demo run through once and say by its exit code whether all went as it should.
 
-.PHONY: demo test test-net lint setup build bench-link lies fuzz
+.PHONY: demo test test-net lint setup build bench-link chaos lies fuzz
 
 CARGO ?= cargo
 # Scenarios wait more than they compute, so a few run at a time even on two cores; more than this, and a
@@ -43,6 +45,10 @@ lies: setup build
 	LIES_TABLE=$(CURDIR)/.run/lies-simulated.tsv $(CARGO) test --release -p keylime-mqtt-schemas --test exchange -- \
 		--ignored --nocapture each_lie_in_each_flow_fifty_times
 	@$(CARGO) run --quiet --bin keylime-mqtt-lies -- --simulated .run/lies-simulated.tsv $(LIES)
+
+# SEED=7 draws another plan, the same one each time; KILLS=50 is a shorter run. CHAOS takes further options.
+chaos: setup build
+	@$(CARGO) run --quiet --bin keylime-mqtt-chaos -- $(CHAOS)
 
 lint:
 	$(CARGO) fmt --all -- --check

@@ -16,10 +16,10 @@ fail() { printf 'setup: %s\n' "$*" >&2; exit 1; }
 # with one fails); the mosquitto package may start a service on 1883: the tests bring their own on other ports;
 # iproute2, ethtool and tcpdump make and watch the link of `make bench-link`; squid is the proxy that clients must get
 # through (the package may start a service on 3128: the tests bring their own on other ports); faketime sets the wall
-# clock of one agent; nftables and haproxy are the firewalls and the shared port 443 of the network lab.
+# clock of one process; nftables and haproxy are the firewalls and the shared port 443 of the network lab.
 packages=(gcc libc6-dev pkg-config libtss2-dev libtss2-tcti-device0 libtss2-tcti-swtpm0 swtpm swtpm-tools
     tpm2-tools mosquitto mosquitto-clients libefivar1 openssl python3 python3-venv util-linux
-    iproute2 ethtool tcpdump squid faketime nftables haproxy)
+    iproute2 ethtool tcpdump squid faketime libfaketime nftables haproxy)
 
 install_packages() {
     if ! command -v dpkg-query >/dev/null; then

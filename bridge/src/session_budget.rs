@@ -116,6 +116,14 @@ impl SessionBudget {
         Budget::Granted
     }
 
+    /// Whether there is a session to spare: for a device that could do without, while half of what may be spent at once stays
+    pub fn has_spare(&mut self, agent: &str, now: Instant) -> bool {
+        self.refill(now);
+        let blocked = self.blocked_until.is_some_and(|until| until > now);
+        let waits = self.devices.get(agent).is_some_and(|device| device.next > now);
+        !blocked && !waits && self.level - 1.0 >= self.capacity / 2.0
+    }
+
     /// A proof of this device failed: its waits double
     pub fn proof_failed(&mut self, agent: &str, now: Instant) {
         let device = self.devices.entry(agent.to_owned()).or_insert(Device::new(now));
@@ -245,6 +253,34 @@ mod tests {
             .count();
         assert!(strangers > 0);
         assert!(granted(budget.request("known", Standing::Healthy, now)));
+    }
+
+    #[test]
+    fn sessions_are_spared_only_while_half_of_what_may_be_spent_at_once_is_left() {
+        let start = Instant::now();
+        let mut budget = SessionBudget::new(LIMIT, 1, start);
+        let mut spared = 0;
+        while budget.has_spare(&format!("device-{spared}"), start) {
+            assert!(granted(budget.request(&format!("device-{spared}"), Standing::Healthy, start)));
+            spared += 1;
+        }
+        assert_eq!(spared, 5, "of ten");
+        assert!(granted(budget.request("in need", Standing::Healthy, start)));
+        let later = start + WINDOW;
+        assert!(budget.has_spare("device-0", later));
+        budget.rate_limited(None, later);
+        assert!(!budget.has_spare("device-0", later + Duration::from_secs(1)));
+    }
+
+    #[test]
+    fn those_are_forgotten_whose_wait_has_passed_when_too_many_are_remembered() {
+        let start = Instant::now();
+        let mut budget = SessionBudget::new(LIMIT, 1, start);
+        for n in 0..=MAX_DEVICES + 100 {
+            let now = start + Duration::from_secs(2) * u32::try_from(n).unwrap();
+            assert!(granted(budget.request(&format!("device-{n}"), Standing::Healthy, now)));
+            assert!(budget.devices.len() <= MAX_DEVICES);
+        }
     }
 
     #[test]

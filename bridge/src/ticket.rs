@@ -205,8 +205,26 @@ fn create(path: &Path, random: &SystemRandom) -> Result<(), KeyFileError> {
     let mut key = Zeroizing::new([0u8; KEY_LEN]);
     random.fill(key.as_mut_slice()).map_err(|_| KeyFileError::Random)?;
     let line = Zeroizing::new(format!("{}\n", hex::encode(key.as_slice())));
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map_err(io)?;
-    file.write_all(line.as_bytes()).and_then(|()| file.sync_all()).map_err(io)
+    // Made beside its place and then put there whole: a full disk or a kill in between would leave a file without a key,
+    // with which no bridge starts. Under a name of its own, for bridges that share the file may start at once.
+    let mut name = [0u8; 4];
+    random.fill(&mut name).map_err(|_| KeyFileError::Random)?;
+    let mut unfinished = path.as_os_str().to_owned();
+    unfinished.push(format!(".{}", hex::encode(name)));
+    let unfinished = Path::new(&unfinished);
+    let write = || {
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(unfinished)?;
+        file.write_all(line.as_bytes())?;
+        file.sync_all()?;
+        // fails where another bridge was faster: its key is the one
+        fs::hard_link(unfinished, path)
+    };
+    let written = write();
+    fs::remove_file(unfinished).ok();
+    match written {
+        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => Err(io(error)),
+        _ => Ok(()),
+    }
 }
 
 #[cfg(test)]
@@ -253,6 +271,36 @@ mod tests {
             assert_eq!(keys.open_ticket("a", VERIFIER, &sealed[..at]), None);
         }
         assert_eq!(keys.open_ticket("a", VERIFIER, &vec![1; MAX_TICKET + 1]), None);
+    }
+
+    #[test]
+    fn bridges_that_start_at_once_with_one_key_file_have_one_key_and_leave_one_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("keys");
+        let open = || TicketKeys::open(&path).unwrap();
+        let all: Vec<TicketKeys> = std::thread::scope(|scope| {
+            let starting: Vec<_> = (0..16).map(|_| scope.spawn(open)).collect();
+            starting.into_iter().map(|thread| thread.join().unwrap()).collect()
+        });
+        let sealed = all[0].seal("a", VERIFIER, &ticket()).unwrap();
+        assert!(all.iter().all(|keys| keys.open_ticket("a", VERIFIER, &sealed).is_some()));
+        let left: Vec<_> =
+            fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(left, ["keys"]);
+    }
+
+    #[test]
+    fn a_key_file_with_more_keys_than_are_ever_in_use_or_of_any_size_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("keys");
+        let keys = |n: usize| format!("{}\n", "11".repeat(KEY_LEN)).repeat(n);
+        write_keys(&path, &keys(MAX_KEYS), 0o600);
+        TicketKeys::open(&path).unwrap();
+        for text in [keys(MAX_KEYS + 1), "#\n".repeat(usize::try_from(MAX_KEY_FILE).unwrap()), String::new()]
+        {
+            write_keys(&path, &text, 0o600);
+            assert!(matches!(TicketKeys::open(&path), Err(KeyFileError::Count { .. })));
+        }
     }
 
     #[test]

@@ -32,6 +32,8 @@ pub struct BridgeSettings {
     pub set: Vec<String>,
     /// Leaves its times at the defaults that are shipped, instead of as quick as scenarios want them
     pub as_shipped: bool,
+    /// Further environment
+    pub environment: Vec<(String, String)>,
 }
 
 /// A bridge with a directory of its own, running or not.
@@ -60,9 +62,9 @@ impl Bridge {
         self.write_configuration()
     }
 
-    /// How it reaches the broker.
-    pub fn broker_access(&self) -> &BrokerAccess {
-        &self.settings.broker
+    /// What it was configured with.
+    pub fn settings(&self) -> &BridgeSettings {
+        &self.settings
     }
 
     /// Has it log all it can, from its next start on.
@@ -130,6 +132,7 @@ impl Bridge {
         for setting in &self.settings.set {
             command.args(["--set", setting]);
         }
+        command.envs(self.settings.environment.iter().cloned());
         Ok(command)
     }
 

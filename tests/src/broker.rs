@@ -31,6 +31,9 @@ pub const LIAR: &str = "harness-liar";
 /// Common name of the bridge's certificate in the shipped ACL.
 pub const BRIDGE: &str = "keylime-bridge";
 
+/// Common name of a second bridge's certificate; the ACL is told of it as it says: its block copied.
+pub const SECOND_BRIDGE: &str = "keylime-bridge-2";
+
 /// Common name of a relying party's certificate in the shipped ACL.
 pub const RELYING_PARTY: &str = "keylime-relying-party";
 
@@ -244,7 +247,11 @@ impl Broker {
         // Started by root, mosquitto would become a user who may not read this directory.
         text.push_str("\nuser root\n");
         fs::write(self.dir.join("mosquitto.conf"), text)?;
-        fs::write(self.dir.join("acl"), fs::read_to_string(acl_file)? + &granted)?;
+        let shipped_acl = fs::read_to_string(acl_file)?;
+        // a second bridge has the first one's rights, as the page on the broker says
+        let block = shipped_acl.split("\n\n").find(|block| block.contains(&format!("user {BRIDGE}\n")));
+        let second = block.map(|block| block.replace(BRIDGE, SECOND_BRIDGE)).unwrap_or_default();
+        fs::write(self.dir.join("acl"), format!("{shipped_acl}\n{second}\n{granted}"))?;
         command.arg("-c").arg(self.dir.join("mosquitto.conf"));
         Ok(command)
     }

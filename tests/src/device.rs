@@ -305,20 +305,55 @@ impl Device {
                 }
                 self.swtpm.power_off()?;
             }
-            Reboot::PowerCut => {
-                self.swtpm.cut_power();
-                self.kill_agent();
-            }
+            Reboot::PowerCut => self.cut_power(),
         }
-        self.swtpm.power_on()?;
-        self.boot()?;
+        self.power_on()?;
         if ran { self.start_agent() } else { Ok(()) }
+    }
+
+    /// Everything stops where it is, the TPM without TPM2_Shutdown.
+    pub fn cut_power(&mut self) {
+        self.swtpm.cut_power();
+        self.kill_agent();
+    }
+
+    /// Power is back: TPM, firmware and kernel are up, the agent is not.
+    pub fn power_on(&mut self) -> Result<()> {
+        self.swtpm.power_on()?;
+        self.boot()
+    }
+
+    /// The clock by which the kernel reckons when it booted is set: `seconds` later or earlier.
+    pub fn shift_boot_time(&self, seconds: i64) -> Result<()> {
+        let file = self.dir.join("btime");
+        let shown: u64 = fs::read_to_string(&file)?.trim().parse()?;
+        Ok(fs::write(&file, shown.saturating_add_signed(seconds).to_string())?)
+    }
+
+    /// As if the agent had been killed before it wrote down that the registrar accepted it: it enrols again.
+    pub fn forget_enrolment(&mut self) -> Result<()> {
+        self.kill_agent();
+        let file = self.state_dir().join("state.json");
+        let mut state: serde_json::Value = serde_json::from_slice(&fs::read(&file)?)?;
+        let known = state.get_mut("enrolled_ak").context("the state has no `enrolled_ak` any more")?;
+        *known = serde_json::Value::Null;
+        Ok(fs::write(&file, serde_json::to_vec(&state)?)?)
+    }
+
+    /// Starts the agent through another command from its next start on, which must become the agent; none: as it is.
+    pub fn launch_by(&mut self, launcher: Vec<String>) {
+        self.settings.launcher = launcher;
+    }
+
+    /// Where the agent keeps its keys.
+    pub fn state_dir(&self) -> PathBuf {
+        self.dir.join("state")
     }
 
     /// Takes the device's hard disk away: keys and all else that the agent kept.
     pub fn lose_state(&mut self) -> Result<()> {
         self.kill_agent();
-        Ok(fs::remove_dir_all(self.dir.join("state"))?)
+        Ok(fs::remove_dir_all(self.state_dir())?)
     }
 
     /// Firmware and kernel up to the moment when services start.

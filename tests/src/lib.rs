@@ -21,6 +21,7 @@
 //! | [`between`], [`stranger`] | a hostile broker: two real ones and a liar between them, with a key of its own |
 //! | [`campaign`] | a fleet under lies, and what is true in the end |
 //! | [`netlab`] | devices behind firewalls, NAT, proxies and bad links |
+//! | [`link`], [`disk`] | ways that are cut, stalled or slow; disks that are full |
 //! | [`observe`] | a client that sees what relying parties see, and one that sees everything |
 //! | [`process`], [`scratch`], [`ports`], [`eventually`], [`binaries`] | nothing left behind, nothing fixed, nothing guessed |
 
@@ -35,10 +36,12 @@ pub mod campaign;
 pub mod chain;
 pub mod clock;
 pub mod device;
+pub mod disk;
 pub mod eventually;
 pub mod ima;
 pub mod keylime;
 pub mod keylime_config;
+pub mod link;
 pub mod measured_boot;
 pub mod mux;
 pub mod netlab;

@@ -169,6 +169,16 @@ impl Observer {
         self.wait(awaited, |state| state.seen.iter().skip(mark).find_map(&find))
     }
 
+    /// As [`wait_from`](Self::wait_from), where it may stay away: nothing by `deadline`.
+    pub fn wait_until<T>(
+        &self,
+        deadline: Instant,
+        mark: usize,
+        find: impl Fn(&Seen) -> Option<T>,
+    ) -> Option<T> {
+        self.find_until(deadline, |state| state.seen.iter().skip(mark).find_map(&find)).ok()
+    }
+
     /// The next result about `id`, published after `mark`, with this verdict.
     pub fn verdict_from(&self, mark: usize, id: &str, verdict: Verdict) -> Result<AttestationResult> {
         self.wait_from(mark, &format!("{verdict:?} for {id}"), |seen| {
@@ -190,16 +200,21 @@ impl Observer {
     }
 
     fn wait<T>(&self, awaited: &str, find: impl Fn(&State) -> Option<T>) -> Result<T> {
-        let deadline = Instant::now() + PATIENCE;
+        match self.find_until(Instant::now() + PATIENCE, find) {
+            Ok(found) => Ok(found),
+            Err(trouble) => bail!("in vain awaited: {awaited}; {trouble}\n{}", tails(&self.logs)),
+        }
+    }
+
+    /// What `find` finds by `deadline`, or what the connection suffered last.
+    fn find_until<T>(&self, deadline: Instant, find: impl Fn(&State) -> Option<T>) -> Result<T, String> {
         let mut state = self.record.lock();
         loop {
             if let Some(found) = find(&state) {
                 return Ok(found);
             }
             let Some(left) = deadline.checked_duration_since(Instant::now()) else {
-                let trouble = state.trouble.clone().unwrap_or_default();
-                drop(state);
-                bail!("in vain awaited: {awaited}; {trouble}\n{}", tails(&self.logs));
+                return Err(state.trouble.clone().unwrap_or_default());
             };
             state = self.record.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
         }

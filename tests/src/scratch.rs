@@ -5,7 +5,8 @@
 
 use crate::process;
 use anyhow::{Context, Result};
-use std::fs;
+use std::fs::{self, File};
+use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 
@@ -74,4 +75,29 @@ pub fn tails(logs: &Path) -> String {
 /// A log's text so far; empty while the part has not written any.
 pub fn read_log(log: &Path) -> String {
     fs::read(log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
+}
+
+/// A log that is read on from where it was read last.
+#[derive(Debug)]
+pub struct Tail {
+    log: PathBuf,
+    at: u64,
+}
+
+impl Tail {
+    /// What is written to `log` from now on.
+    pub fn of(log: &Path) -> Self {
+        Self { log: log.to_owned(), at: fs::metadata(log).map_or(0, |metadata| metadata.len()) }
+    }
+
+    /// The whole lines since the last call.
+    pub fn read(&mut self) -> Result<String> {
+        let Ok(mut file) = File::open(&self.log) else { return Ok(String::new()) };
+        file.seek(SeekFrom::Start(self.at))?;
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes)?;
+        bytes.truncate(bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1));
+        self.at += u64::try_from(bytes.len())?;
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
+    }
 }

@@ -1,4 +1,5 @@
-//! The few TPM commands with which the harness plays firmware and kernel: extending PCRs and shutting down.
+//! The few TPM commands with which the harness plays firmware and kernel, extending PCRs and shutting down, and looks
+//! at what agents leave behind: handles, the lockout counter, the clock.
 //!
 //! Plain TPM 2.0 commands over swtpm's data channel, so that the harness shares no code with the agent it tests.
 
@@ -14,9 +15,21 @@ const CC_PCR_EXTEND: u32 = 0x0182;
 const CC_PCR_READ: u32 = 0x017E;
 const CC_SHUTDOWN: u32 = 0x0145;
 const CC_GET_CAPABILITY: u32 = 0x017A;
+const CC_READ_CLOCK: u32 = 0x0181;
+const CC_CLOCK_SET: u32 = 0x0128;
 const ST_NO_SESSIONS: u16 = 0x8001;
 const ST_SESSIONS: u16 = 0x8002;
+const CAP_HANDLES: u32 = 1;
 const CAP_PCRS: u32 = 5;
+const CAP_TPM_PROPERTIES: u32 = 6;
+/// TPM_PT_LOCKOUT_COUNTER
+const LOCKOUT_COUNTER: u32 = 0x020E;
+/// Where the handles of loaded sessions and of transient objects begin (TPM_HT)
+const LOADED_SESSIONS: u32 = 0x0200_0000;
+const TRANSIENT_OBJECTS: u32 = 0x8000_0000;
+
+/// The owner, whose password is empty
+const RH_OWNER: u32 = 0x4000_0001;
 
 /// TPMS_AUTH_COMMAND of TPM_RS_PW with an empty password: handle, nonce, attributes, password.
 const PASSWORD_SESSION: [u8; 9] = [0x40, 0, 0, 9, 0, 0, 0, 0, 0];
@@ -63,6 +76,15 @@ impl Bank {
     }
 }
 
+/// What occupies a TPM's few slots.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Handles {
+    /// Transient objects
+    pub objects: u32,
+    /// Loaded sessions
+    pub sessions: u32,
+}
+
 /// A connection to a TPM's data channel.
 #[derive(Debug)]
 pub struct Tpm {
@@ -79,11 +101,7 @@ impl Tpm {
 
     /// The banks that hold PCRs.
     pub fn banks(&mut self) -> Result<Vec<Bank>> {
-        let mut body = Vec::new();
-        for word in [CAP_PCRS, 0, 16] {
-            body.extend_from_slice(&word.to_be_bytes());
-        }
-        let answer = self.command(ST_NO_SESSIONS, CC_GET_CAPABILITY, &body)?;
+        let answer = self.capability(CAP_PCRS, 0, 16)?;
         // moreData, capability, count; then per bank: algorithm, size of select, select
         let mut rest = answer.get(9..).context("short TPMS_CAPABILITY_DATA")?;
         let mut banks = Vec::new();
@@ -130,6 +148,52 @@ impl Tpm {
     /// TPM2_Shutdown(CLEAR): what firmware sends before an orderly power-off.
     pub fn shutdown(&mut self) -> Result<()> {
         self.command(ST_NO_SESSIONS, CC_SHUTDOWN, &[0, 0]).map(drop)
+    }
+
+    /// Transient objects and loaded sessions: what a process that was killed may have left.
+    pub fn handles(&mut self) -> Result<Handles> {
+        let (objects, sessions) = (self.count(TRANSIENT_OBJECTS)?, self.count(LOADED_SESSIONS)?);
+        Ok(Handles { objects, sessions })
+    }
+
+    /// Failed authorisations and TPM resets without TPM2_Shutdown, as the TPM counts them towards its lockout.
+    pub fn lockout_counter(&mut self) -> Result<u32> {
+        let answer = self.capability(CAP_TPM_PROPERTIES, LOCKOUT_COUNTER, 1)?;
+        match answer.get(9..17) {
+            Some(&[0, 0, 2, 0x0E, a, b, c, d]) => Ok(u32::from_be_bytes([a, b, c, d])),
+            other => bail!("no lockout counter in {other:02x?}"),
+        }
+    }
+
+    /// Milliseconds of its clock, and whether it vouches that it never showed a later one.
+    pub fn clock(&mut self) -> Result<(u64, bool)> {
+        let answer = self.command(ST_NO_SESSIONS, CC_READ_CLOCK, &[])?;
+        // TPMS_TIME_INFO: time, then clock, resetCount, restartCount, safe
+        let clock = answer.get(8..16).context("short TPMS_TIME_INFO")?;
+        let safe = answer.get(24).context("short TPMS_TIME_INFO")?;
+        Ok((u64::from_be_bytes(clock.try_into()?), *safe == 1))
+    }
+
+    /// Sets its clock ahead, as its owner may; it cannot be set back.
+    pub fn set_clock(&mut self, milliseconds: u64) -> Result<()> {
+        let mut body = RH_OWNER.to_be_bytes().to_vec();
+        body.extend_from_slice(&u32::try_from(PASSWORD_SESSION.len())?.to_be_bytes());
+        body.extend_from_slice(&PASSWORD_SESSION);
+        body.extend_from_slice(&milliseconds.to_be_bytes());
+        self.command(ST_SESSIONS, CC_CLOCK_SET, &body).map(drop)
+    }
+
+    fn count(&mut self, from: u32) -> Result<u32> {
+        let answer = self.capability(CAP_HANDLES, from, 64)?;
+        match answer.get(5..9) {
+            Some(&[a, b, c, d]) => Ok(u32::from_be_bytes([a, b, c, d])),
+            other => bail!("no count of handles in {other:02x?}"),
+        }
+    }
+
+    fn capability(&mut self, which: u32, from: u32, count: u32) -> Result<Vec<u8>> {
+        let body: Vec<u8> = [which, from, count].into_iter().flat_map(u32::to_be_bytes).collect();
+        self.command(ST_NO_SESSIONS, CC_GET_CAPABILITY, &body)
     }
 
     fn command(&mut self, tag: u16, code: u32, body: &[u8]) -> Result<Vec<u8>> {

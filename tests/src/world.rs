@@ -145,6 +145,7 @@ impl World {
             admission_list: admission_list.clone(),
             set: settings.bridge.clone(),
             as_shipped: settings.as_shipped,
+            environment: Vec::new(),
         };
         let bridge =
             Bridge::configure("bridge", scratch.subdir("bridge")?, &scratch.logs(), bridge_settings)?;
@@ -184,6 +185,15 @@ impl World {
                 more: String::new(),
             })
         })
+    }
+
+    /// Another bridge beside the first, with a certificate of this common name and the same settings but for these; not
+    /// started.
+    pub fn another_bridge(&self, name: &str, certificate: &str, set: &[&str]) -> Result<Bridge> {
+        let mut settings = self.bridge.settings().clone();
+        settings.broker.certificate = self.pki.issue(certificate, &[])?;
+        settings.set.extend(set.iter().map(ToString::to_string));
+        Bridge::configure(name, self.scratch.subdir(name)?, &self.scratch.logs(), settings)
     }
 
     /// Lets this TPM, and no other, bear this id.

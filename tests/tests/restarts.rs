@@ -10,6 +10,7 @@ use keylime_mqtt_tests::observe::Seen;
 use keylime_mqtt_tests::on_each_broker;
 use keylime_mqtt_tests::operator::Policies;
 use keylime_mqtt_tests::ports::unread_bytes;
+use keylime_mqtt_tests::scratch::Tail;
 use keylime_mqtt_tests::world::{World, WorldSettings};
 
 on_each_broker!(
@@ -69,6 +70,29 @@ fn the_verifier_may_be_killed_and_restarted() -> Result<()> {
     world.keylime.stop_verifier()?;
     world.keylime.start_verifier()?;
     resumed(&world, &device)
+}
+
+#[test]
+fn a_restarted_verifier_has_devices_prove_themselves_once_so_that_it_need_not_compute_for_each_request()
+-> Result<()> {
+    let (mut world, device) = passing(BrokerKind::Mosquitto)?;
+    let mut log = Tail::of(&world.scratch.log("verifier"));
+    let mut sessions = move || -> Result<usize> {
+        Ok(log.read()?.lines().filter(|line| line.ends_with("POST /v3.0/sessions")).count())
+    };
+    let mark = world.observer()?.mark();
+    world.keylime.kill_verifier();
+    // The bridge has met the closed door.
+    let logs = world.scratch.logs();
+    eventually("the bridge finds nobody", &logs, || {
+        Ok(world.bridge.log().contains("Keylime does not answer").then_some(()))
+    })?;
+    world.keylime.start_verifier()?;
+    world.verdict_from(mark, &device, Verdict::Pass)?;
+    resumed(&world, &device)?;
+    resumed(&world, &device)?;
+    assert_eq!(sessions()?, 1);
+    Ok(())
 }
 
 #[test]

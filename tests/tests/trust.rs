@@ -96,7 +96,7 @@ fn the_bridge_refuses_a_broker_of_another_ca_and_is_refused_without_a_good_certi
     let other = other_ca(&world)?;
     let foreign = other.issue(BRIDGE, &[])?;
     let expired = world.pki.issue_with(BRIDGE, &[], Validity::Expired)?;
-    let (good_ca, good) = (world.pki.ca(), world.bridge.broker_access().certificate.clone());
+    let (good_ca, good) = (world.pki.ca(), world.bridge.settings().broker.certificate.clone());
     device.start_agent()?;
     for (ca, certificate, words) in [
         (other.ca(), good.clone(), "was issued by none of the CAs"),

@@ -26,6 +26,8 @@ use written::Written;
 const FILE: &str = "state.json";
 /// Beside it, held while an agent runs.
 const LOCK: &str = "lock";
+/// What a new state is called before it takes the place of the old one.
+const UNFINISHED: &str = ".state-";
 /// Far above what is kept; what is larger is not ours.
 const LARGEST: u64 = 64 * 1024;
 /// Group and others have no business in the file.
@@ -115,6 +117,7 @@ impl Store {
         let lock = Flock::lock(file, FlockArg::LockExclusiveNonblock)
             .map_err(|_| StoreError::InUse { path: directory.to_owned() })?;
         store.lock = Some(lock);
+        remove_unfinished(directory);
         Ok(store)
     }
 
@@ -197,7 +200,7 @@ fn save(directory: &Path, state: &State) -> Result<(), StoreError> {
     let path = directory.join(FILE);
     let written = || -> std::io::Result<()> {
         let mut file = tempfile::Builder::new()
-            .prefix(".state-")
+            .prefix(UNFINISHED)
             .permissions(fs::Permissions::from_mode(0o600))
             .tempfile_in(directory)?;
         serde_json::to_writer_pretty(&mut file, &Written::from(state))?;
@@ -207,6 +210,17 @@ fn save(directory: &Path, state: &State) -> Result<(), StoreError> {
         File::open(directory)?.sync_all()
     };
     written().map_err(io("written", &path))
+}
+
+/// What agents left that were killed while they wrote. Under the lock nobody else writes.
+fn remove_unfinished(directory: &Path) {
+    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+        if entry.file_name().to_string_lossy().starts_with(UNFINISHED)
+            && let Err(error) = fs::remove_file(entry.path())
+        {
+            tracing::debug!(file = %entry.path().display(), %error, "an unfinished state stays");
+        }
+    }
 }
 
 fn io(what: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> StoreError {
@@ -248,6 +262,20 @@ mod tests {
         let left: Vec<_> =
             fs::read_dir(&directory).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         assert_eq!(left.len(), 2, "no temporary files stay: {left:?}");
+    }
+
+    #[test]
+    fn what_a_killed_agent_left_half_written_is_gone_after_the_next_start() {
+        let base = tempfile::tempdir().unwrap();
+        Store::open(base.path()).unwrap().update(|state| *state = full()).unwrap();
+        for left in 0..3 {
+            fs::write(base.path().join(format!(".state-left{left}")), "{").unwrap();
+        }
+        // beside an agent that runs nothing is touched
+        Store::peek(base.path()).unwrap();
+        assert_eq!(fs::read_dir(base.path()).unwrap().count(), 5);
+        assert_eq!(Store::open(base.path()).unwrap().state(), &full());
+        assert_eq!(fs::read_dir(base.path()).unwrap().count(), 2, "the state and the lock");
     }
 
     #[test]

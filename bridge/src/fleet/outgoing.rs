@@ -105,6 +105,10 @@ impl<O: Outbox> Fleet<O> {
                     tracing::info!(agent = %id, what, "Keylime does not answer; it is tried again");
                 }
             }
+            // as intended where several serve: the device has gone over to another
+            Notice::Superseded if self.via.is_some() => {
+                tracing::info!(agent = %id, "another bridge attests for this device now");
+            }
             Notice::Superseded => {
                 tracing::warn!(agent = %id, "another bridge or agent attests for this device");
             }

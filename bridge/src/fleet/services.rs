@@ -71,6 +71,8 @@ pub(super) struct Memory {
     pub(super) uefi: Option<(Digest, Arc<UefiLog>)>,
     /// What admission said last
     pub(super) admitted: Option<Admitted>,
+    /// How often the verifier had come back when the device's session was opened
+    session_of: u64,
 }
 
 impl Services {
@@ -122,7 +124,10 @@ impl Services {
                 self.registrar.activate(id.as_str(), &NO_TAG).await;
                 Done::Withdrawn
             }
-            Command::OpenSession { known } => Done::Session(self.open_session(id, known).await),
+            Command::OpenSession { known } => {
+                memory.session_of = self.verifier.returns();
+                Done::Session(self.open_session(id, known).await)
+            }
             Command::Prove { session, proof, nonce, ak_public } => {
                 Done::Proven(match proof_holds(&proof, &nonce, &ak_public) {
                     Ok(()) => self.prove(id, &session, &proof).await,
@@ -135,6 +140,9 @@ impl Services {
             Command::ReadStatus { token } => Done::Status(self.status(id, &token).await),
             Command::Offer { token, facts } => {
                 memory.uefi = None;
+                if self.session_is_costly(id, memory) {
+                    return Some(Done::Offered(Offered::TokenRejected));
+                }
                 Done::Offered(self.offer(id, &token, &facts).await)
             }
             Command::FindUefi(digest) => {
@@ -275,6 +283,18 @@ impl Services {
         let Some(token) = session_token(token) else { return Status::TokenRejected };
         let _turn = turn(&self.at_verifier).await;
         outcome::status(self.verifier.status(id.as_str(), &token).await)
+    }
+
+    /// A verifier that was restarted has tokens only as hashes: until the device proves itself anew it computes two PBKDF2 of
+    /// 600 000 rounds for each request, which makes an attestation some twenty times as dear (Keylime, action_handler.py).
+    /// So a session to spare is spent on it, once per device and restart
+    fn session_is_costly(&self, id: &AgentId, memory: &mut Memory) -> bool {
+        let returns = self.verifier.returns();
+        let costly = memory.session_of < returns && lock(&self.budget).has_spare(id.as_str(), Instant::now());
+        if costly {
+            memory.session_of = returns;
+        }
+        costly
     }
 
     async fn offer(&self, id: &AgentId, token: &Token, facts: &Facts) -> Offered {

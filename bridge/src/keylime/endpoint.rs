@@ -13,6 +13,7 @@ use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue, LOCATION, RETRY_
 use reqwest::redirect::Policy;
 use reqwest::{Client, Method, Response, Url};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 use thiserror::Error;
 use zeroize::Zeroizing;
@@ -76,6 +77,10 @@ pub(super) struct Endpoint {
     base: Url,
     lanes: Vec<Client>,
     unavailable: Counters,
+    /// It could not be connected to since the last answer
+    gone: AtomicBool,
+    /// How often it answered again after that
+    returns: AtomicU64,
 }
 
 /// One request, complete
@@ -127,7 +132,13 @@ impl Endpoint {
             .map(|_| build_client(settings, tls.clone()))
             .collect::<Result<_, _>>()
             .map_err(|source| EndpointError::Client { url: Box::new(url.clone()), source })?;
-        Ok(Self { base: url.clone(), lanes, unavailable: Counters::default() })
+        Ok(Self {
+            base: url.clone(),
+            lanes,
+            unavailable: Counters::default(),
+            gone: AtomicBool::new(false),
+            returns: AtomicU64::new(0),
+        })
     }
 
     /// Sends one request and reads its answer, both bounded
@@ -143,7 +154,16 @@ impl Endpoint {
         if let Some(body) = call.body {
             request = request.header(CONTENT_TYPE, HeaderValue::from_static(call.content_type)).body(body);
         }
-        let response = request.send().await.map_err(|error| self.unavailable(reason_of(&error)))?;
+        let response = request.send().await.map_err(|error| {
+            let reason = reason_of(&error);
+            if reason == Reason::Connect {
+                self.gone.store(true, Ordering::Relaxed);
+            }
+            self.unavailable(reason)
+        })?;
+        if self.gone.swap(false, Ordering::Relaxed) {
+            self.returns.fetch_add(1, Ordering::Relaxed);
+        }
         let status = response.status().as_u16();
         let retry_after = seconds_header(&response);
         let location =
@@ -176,6 +196,11 @@ impl Endpoint {
             },
         };
         Unavailable { retry_after: answer.retry_after, ..self.unavailable(reason) }
+    }
+
+    /// How often it came back after it could not be connected to: most likely it was restarted
+    pub(super) fn returns(&self) -> u64 {
+        self.returns.load(Ordering::Relaxed)
     }
 
     pub(super) fn unavailable_counts(&self) -> Vec<(&'static str, u64)> {

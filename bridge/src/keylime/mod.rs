@@ -57,4 +57,9 @@ impl Verifier {
     pub fn unavailable_counts(&self) -> Vec<(&'static str, u64)> {
         self.endpoint.unavailable_counts()
     }
+
+    /// How often it came back after it could not be connected to: most likely it was restarted
+    pub fn returns(&self) -> u64 {
+        self.endpoint.returns()
+    }
 }

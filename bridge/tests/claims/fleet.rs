@@ -6,7 +6,7 @@ use crate::world::{Device, World, keylime};
 use keylime_mqtt_broker_config::LinkEvent;
 use keylime_mqtt_schemas::AgentId;
 use keylime_mqtt_schemas::codec;
-use keylime_mqtt_schemas::fragment::MAX_PAYLOAD;
+use keylime_mqtt_schemas::fragment::{MAX_PAYLOAD, split};
 use keylime_mqtt_schemas::messages::limits::MAX_PADDING;
 use keylime_mqtt_schemas::messages::{
     Bounded, Enrol, Heard, Hello, HelloTag, LaterReason, Presence, Question, RefusedReason, Up, Verdict,
@@ -126,6 +126,23 @@ async fn a_flood_of_one_device_is_cut_and_others_are_heard() {
         refused.iter().any(|(_, why, n)| why.contains("more than a device may send") && *n > 500),
         "{refused:?}"
     );
+}
+
+#[tokio::test]
+async fn what_is_held_of_unfinished_messages_is_bounded_in_total_and_others_are_heard() {
+    let count = AtomicU64::new(0);
+    let world = World::new(&["limits.max_held_bytes=1048576"], move |request| keylime(request, &count)).await;
+    for n in 0..4 {
+        let id: AgentId = format!("unfinished-{n}").parse().unwrap();
+        let mut parts = split(vec![0; 900 * 1024], n, MAX_PAYLOAD).unwrap();
+        parts.pop();
+        for part in parts {
+            world.message(&world.topics.evidence(&id, None), part).await;
+        }
+    }
+    Device::new("gateway-1").passes(&world).await;
+    let refused = world.snapshot().await.refused;
+    assert!(refused.iter().any(|(_, why, n)| why.contains("no room for fragments") && *n > 0), "{refused:?}");
 }
 
 #[tokio::test]

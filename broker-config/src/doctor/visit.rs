@@ -82,7 +82,15 @@ impl CheckedBroker {
             Err(_) => return Err(Loss::timed_out(&passed).into()),
         };
         let round_trip = began.elapsed();
-        Ok(Visit { eventloop, client, arrived: VecDeque::new(), limits, patience, round_trip, is_over: false })
+        Ok(Visit {
+            eventloop,
+            client,
+            arrived: VecDeque::new(),
+            limits,
+            patience,
+            round_trip,
+            is_over: false,
+        })
     }
 
     /// `host:port` of the broker at this place in the settings.

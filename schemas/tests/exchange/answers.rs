@@ -11,7 +11,7 @@ use keylime_mqtt_schemas::exchange::relay::{
 use keylime_mqtt_schemas::messages::{LaterReason, RefusedReason, Verdict};
 
 use super::device::Device;
-use super::keylime::Policy;
+use super::keylime::{INTERVAL, Policy};
 use super::world::World;
 
 const SILENT: Unavailable = Unavailable { retry_after: None };
@@ -131,6 +131,15 @@ fn a_token_refused_with_the_evidence_costs_one_proof_and_the_same_evidence_goes_
 }
 
 #[test]
+fn a_verdict_that_was_lost_with_a_restarted_verifier_is_not_waited_for_longer_than_the_interval() {
+    // taken, and never judged
+    let world = answered(passing(), "Submit", Done::Submitted(Submitted::Accepted(INTERVAL)));
+    assert!(world.verdicts().contains(&Verdict::Pending));
+    // a look at the verdict every two seconds, and the exchange itself
+    assert!(wait_after(&world, "Submit") <= INTERVAL + Duration::from_secs(4), "{:?}", world.asked);
+}
+
+#[test]
 fn a_token_refused_right_after_it_was_given_is_not_asked_for_in_a_loop() {
     let mut world = passing();
     for _ in 0..6 {
@@ -196,6 +205,44 @@ fn a_status_that_cannot_be_read_is_read_again_and_a_device_that_is_gone_waits() 
 
     let world = answered(passing(), "ReadStatus", Done::Status(Status::Gone));
     assert_eq!(told(&world), [LaterReason::NotEnrolled]);
+}
+
+#[test]
+fn a_device_for_which_another_bridge_attests_is_left_to_it_for_longer_and_longer_and_nothing_is_said_of_it() {
+    let mut world = passing();
+    let early = || ("Offer", Done::Offered(Offered::Early(Duration::from_secs(6))));
+    // the first may be a matter of clocks; after the others this bridge has taken no evidence for longer than the interval
+    world.scripted.extend((0..4).map(|_| early()));
+    let limit = world.now + Duration::from_secs(1200);
+    let passes = world.passes();
+    assert!(world.run_until(limit, |world| world.scripted.is_empty() && world.passes() > passes));
+    let offers: Vec<Time> =
+        world.asked.iter().filter(|(_, kind)| *kind == "Offer").map(|(at, _)| *at).collect();
+    let waits: Vec<Time> = offers.windows(2).map(|pair| pair[1].saturating_sub(pair[0])).collect();
+    // 10 s doubled, less a half at most for the jitter; then the device, which nobody serves here, speaks up
+    for (wait, least) in waits.iter().zip([6, 10, 20]) {
+        assert!(*wait >= Duration::from_secs(least), "{waits:?}");
+    }
+    assert!(!world.verdicts().contains(&Verdict::Timeout), "the other bridge may have said PASS");
+    assert_eq!(
+        world.bad_notices,
+        [Notice::Superseded, Notice::Superseded],
+        "of three times the first and the second"
+    );
+}
+
+#[test]
+fn a_device_left_to_another_bridge_that_is_gone_speaks_up_and_is_served_at_once() {
+    let mut world = passing();
+    world.scripted.push(("Submit", Done::Submitted(Submitted::Superseded)));
+    assert!(world.run_until(world.now + Duration::from_secs(60), |world| world.scripted.is_empty()));
+    let (passes, now) = (world.passes(), world.now);
+    world.restart_agent();
+    assert!(
+        world.run_until(now + Duration::from_secs(8), |world| world.passes() > passes),
+        "{}",
+        world.tail()
+    );
 }
 
 #[test]

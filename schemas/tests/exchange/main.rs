@@ -12,6 +12,7 @@
 
 mod answers;
 mod attest;
+mod bounds;
 mod broker;
 mod device;
 mod flows;

@@ -117,3 +117,21 @@ impl UefiCache {
         log
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn logs_in_memory_take_no_more_room_than_was_configured() {
+        let room = 30_000;
+        let cache = UefiCache::new(room, None);
+        for n in 0..200_u8 {
+            let log = vec![n; 1000];
+            cache.keep(&Digest::of(&[&log]), log);
+            cache.memory.run_pending_tasks();
+            assert!(cache.memory.weighted_size() <= room);
+        }
+        assert_eq!(cache.memory.entry_count(), 10);
+    }
+}

@@ -75,6 +75,8 @@ impl Relay {
                 self.resend_credential(enrol, blob, repeat, now);
             }
             Phase::Gather(gather) if same => self.ask_for_part(gather, now),
+            // left to another bridge, which does not answer the device any more
+            Phase::Resting { .. } if self.another.is_doubted() => self.proceed(now),
             Phase::Resting { due } if same && due > now => {
                 self.accepted(due.saturating_sub(now));
                 self.phase = Phase::Resting { due };

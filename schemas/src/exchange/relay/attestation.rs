@@ -29,7 +29,8 @@ const LEAST_SILENCE: Duration = Duration::from_secs(30);
 const LONGEST_NOT_YET: Duration = Duration::from_secs(600);
 
 impl Relay {
-    pub(super) fn offer(&mut self, token: Token, facts: Facts) {
+    pub(super) fn offer(&mut self, token: Token, facts: Facts, now: Time) {
+        self.another.asked_for_an_offer(self.interval(), now);
         self.command(Step::Offering, Command::Offer { token, facts: Box::new(facts) });
     }
 
@@ -53,7 +54,11 @@ impl Relay {
                 if self.owes {
                     self.accepted(wait);
                 }
-                self.phase = Phase::Resting { due: now + wait };
+                if self.another.has_attested() {
+                    self.yield_to_another(wait, now);
+                } else {
+                    self.phase = Phase::Resting { due: now + wait };
+                }
             }
             Offered::Conflict => {
                 let unavailable = Unavailable { retry_after: Some(CONFLICT_WAIT) };

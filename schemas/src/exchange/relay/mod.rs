@@ -28,7 +28,7 @@ pub use port::{
 };
 
 use phase::{Gathered, Phase, Proving, Repeat, Retry, Step, Unsubmitted};
-
+use submission::Another;
 use trust::TrustedAk;
 
 use super::retry::{Jitter, doubled};
@@ -103,6 +103,7 @@ pub struct Relay {
     answers_take: Duration,
     /// When an attestation was opened for which no evidence was taken.
     offered_at: Option<Time>,
+    another: Another,
     /// A `Ready` that came while a command was under way.
     pending: Option<Facts>,
     /// How the device stands, for who asks with `Hello`.
@@ -148,6 +149,7 @@ impl Relay {
             timeout_at: None,
             answers_take: Duration::ZERO,
             offered_at: None,
+            another: Another::default(),
             pending: None,
             told: None,
             owes: false,
@@ -306,7 +308,7 @@ impl Relay {
         } else if let Some(at) = self.offered_at.map(|at| at + LEAST_BETWEEN_OFFERS).filter(|at| *at > now) {
             self.phase = Phase::Setback { retry_at: at, retry: Box::new(Retry::Proceed) };
         } else {
-            self.offer(token, facts);
+            self.offer(token, facts, now);
         }
     }
 
@@ -347,7 +349,9 @@ impl Relay {
 
     /// Keylime did not answer: the same again after a while, longer each time. A waiting device is told.
     fn setback(&mut self, what: &'static str, retry: Retry, unavailable: Unavailable, now: Time) {
-        let doubling = self.jitter.upper_half(doubled(SETBACK_FIRST, self.setbacks, SETBACK_CAP));
+        // not less often than where nothing is wrong: Keylime bears that, and its return is noticed within an interval
+        let cap = SETBACK_CAP.min(self.interval());
+        let doubling = self.jitter.upper_half(doubled(SETBACK_FIRST, self.setbacks, cap));
         let wait = unavailable.retry_after.map_or(doubling, |after| after.max(doubling));
         self.setbacks += 1;
         self.notice(Notice::Setback { what, wait });

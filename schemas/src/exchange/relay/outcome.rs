@@ -15,6 +15,9 @@ const FIRST_READ: Duration = Duration::from_millis(200);
 const SLOWEST_READ: Duration = Duration::from_secs(2);
 /// After that the verdict is left open until the next attestation.
 const LONGEST_SETTLING: Duration = Duration::from_secs(20);
+/// Once the next attestation is due, an answer without the verdict means most likely that the verifier was restarted in the
+/// middle of judging: it will never come. But a large policy has its time.
+const LEAST_SETTLING: Duration = Duration::from_secs(5);
 /// A FAIL that stood before may be the old one: wait for the evidence to be judged, this long.
 const OLD_FAIL: Duration = Duration::from_secs(1);
 /// First wait of a device held after a reboot; doubles.
@@ -92,7 +95,7 @@ impl Relay {
             Verdict::Fail if before.verdict != Verdict::Fail || waited >= OLD_FAIL => Some(Outcome::Fail),
             Verdict::Fail => None,
             _ if advanced => Some(Outcome::Pass),
-            _ if waited >= LONGEST_SETTLING => Some(Outcome::Unknown),
+            _ if waited >= self.interval().clamp(LEAST_SETTLING, LONGEST_SETTLING) => Some(Outcome::Unknown),
             _ => None,
         };
         match outcome {

@@ -3,9 +3,49 @@
 use std::time::Duration;
 
 use super::gather::lines;
-use super::phase::{Retry, Step, Unsubmitted};
+use super::phase::{Phase, Retry, Step, Unsubmitted};
 use super::port::{Command, Submitted, Unavailable};
-use super::{Notice, Relay, Time};
+use super::{Notice, Relay, Time, doubled};
+
+/// A bridge that takes over looks after a device again at least so often.
+const YIELD_CAP: Duration = Duration::from_secs(300);
+
+/// What is known of another bridge that serves the same device.
+#[derive(Debug, Default)]
+pub(super) struct Another {
+    /// When evidence was given to the verifier last, from here.
+    submitted_at: Option<Time>,
+    /// The offer under way was asked for when that was too long ago to make it early.
+    overdue: bool,
+    /// How often it was found to be there.
+    times: u32,
+    /// The device is left to it for now.
+    yielded: bool,
+}
+
+impl Another {
+    pub(super) fn asked_for_an_offer(&mut self, interval: Duration, now: Time) {
+        // once and a half: clocks and answers are never exact
+        self.overdue = self.submitted_at.is_some_and(|at| now.saturating_sub(at) >= interval * 3 / 2);
+    }
+
+    /// Of an offer that came too early: the verifier had evidence within its interval, and not from here.
+    pub(super) fn has_attested(&self) -> bool {
+        self.overdue
+    }
+
+    /// The device speaks up: perhaps nobody serves it any more.
+    pub(super) fn is_doubted(&mut self) -> bool {
+        std::mem::take(&mut self.yielded)
+    }
+
+    /// Whether that is to be said aloud: at the first, second, fourth ... time.
+    fn found(&mut self) -> bool {
+        self.times += 1;
+        self.yielded = true;
+        self.times.is_power_of_two()
+    }
+}
 
 impl Relay {
     pub(super) fn submit(&mut self, unsubmitted: Unsubmitted, now: Time) {
@@ -19,6 +59,10 @@ impl Relay {
     }
 
     pub(super) fn submitted(&mut self, unsubmitted: Unsubmitted, submitted: Submitted, now: Time) {
+        if !matches!(submitted, Submitted::Superseded) {
+            // also when no answer came: the verifier may have it
+            self.another.submitted_at = Some(now);
+        }
         match submitted {
             Submitted::Accepted(interval) => {
                 self.interval = Some(interval.max(Duration::from_secs(1)));
@@ -27,9 +71,10 @@ impl Relay {
             Submitted::AlreadyAccepted => self.taken(unsubmitted, now),
             Submitted::Superseded => {
                 if unsubmitted.offer.expires_at > now {
-                    self.notice(Notice::Superseded);
+                    self.yield_to_another(Duration::ZERO, now);
+                } else {
+                    self.setback("evidence", Retry::Proceed, Unavailable { retry_after: None }, now);
                 }
-                self.setback("evidence", Retry::Proceed, Unavailable { retry_after: None }, now);
             }
             // a new challenge, and the log once more
             Submitted::LogGone => {
@@ -54,6 +99,20 @@ impl Relay {
             }
             Submitted::Unavailable(unavailable) => self.setback("evidence", Retry::Proceed, unavailable, now),
         }
+    }
+
+    /// Another bridge serves this device, by mistake or because this one was thought dead. To go on would kill each other's
+    /// challenges and sessions, of which the verifier allows few. So the device is left to the other, longer each time,
+    /// until it speaks up itself; and nothing is said of it meanwhile.
+    pub(super) fn yield_to_another(&mut self, least: Duration, now: Time) {
+        if self.another.found() {
+            self.notice(Notice::Superseded);
+        }
+        self.timeout_at = None;
+        self.baseline = None;
+        self.gathered = None;
+        let wait = self.jitter.upper_half(doubled(self.interval(), self.another.times, YIELD_CAP));
+        self.phase = Phase::Resting { due: now + wait.max(least) };
     }
 
     /// The verifier has the evidence: what was sent need not be sent again.
