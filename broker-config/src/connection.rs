@@ -83,7 +83,6 @@ impl<'a> Connection<'a> {
         inbox: &'a Queue<LinkEvent>,
         counters: &'a Counters,
         packets: &'a PacketLimit,
-        pace: Pace,
         patience: &'a mut Patience,
     ) -> Self {
         let flush_limit = with_size(limits.ack, limits.max_packet);
@@ -95,7 +94,7 @@ impl<'a> Connection<'a> {
             inbox,
             counters,
             packets,
-            pace,
+            pace: limits.pace,
             patience,
             client,
             ledger: Ledger::default(),

@@ -24,7 +24,6 @@ use crate::{
     limits::{Limits, SMALLEST_PACKET_LIMIT},
     link::{Counters, Letter, LinkEvent, Qos, SHUTDOWN_LIMIT, Will},
     loss::Loss,
-    pace::Pace,
     packet_limit::{Closed, PacketLimit, SMALLEST_SUSPECT},
     pulse::Patience,
     queue::Queue,
@@ -174,7 +173,7 @@ impl Driver {
 
     async fn connect_once(&mut self) -> Ended {
         let first = self.brokers.first();
-        let (limits, pace) = (Limits::from(&self.settings), Pace::new(&self.settings));
+        let limits = Limits::from(&self.settings);
         let address = self.brokers.address();
         if self.patience.0 != address {
             self.patience = (address, Patience::new(limits.keep_alive));
@@ -193,8 +192,7 @@ impl Driver {
             ..
         } = self;
         let patience = &mut patience.1;
-        let connection =
-            Connection::new(&limits, subscriptions, outbox, inbox, counters, packets, pace, patience);
+        let connection = Connection::new(&limits, subscriptions, outbox, inbox, counters, packets, patience);
         let broker = brokers.present();
         broker.credentials.look();
         let mut renewal = Renewal::new(settings, &mut broker.credentials, first);

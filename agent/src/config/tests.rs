@@ -56,6 +56,10 @@ fn a_mistake_is_named_with_key_file_and_remedy() {
         (format!("{BROKER}[tpm"), &["FILE"]),
         (format!("id = \"a/b\"\n{BROKER}"), &["id", "a/b", "hash_ek"]),
         (format!("topic_prefix = \"a/#\"\n{BROKER}"), &["topic_prefix", "a/#", "keylime/v1"]),
+        (
+            format!("first_retry_seconds = 400\n{BROKER}"),
+            &["first_retry_seconds = 400", "longest_retry_seconds = 300"],
+        ),
         (format!("first_retry_seconds = 0\n{BROKER}"), &["first_retry_seconds", "between 1 and"]),
     ] {
         let error = refused(&text);
