@@ -58,7 +58,7 @@ impl<O: Outbox> Fleet<O> {
             if dropped > 0 {
                 tracing::info!(
                     dropped,
-                    "messages of no use in the last minute; `waiting` shows of which kind"
+                    "messages of no use in the last minute; `waiting --json` shows of which kind"
                 );
             }
         }
