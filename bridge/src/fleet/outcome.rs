@@ -18,6 +18,8 @@ const NONCE_MARGIN: Duration = Duration::from_secs(10);
 const CHALLENGE_MARGIN: Duration = Duration::from_secs(30);
 /// When Keylime does not say when the next attestation is due; too early costs one 429 that does say it
 const UNKNOWN_INTERVAL: Duration = Duration::from_secs(10);
+/// The code that unpacks ended in a panic
+pub(super) const UNPACKING_FAILED: &str = "unpacking it failed in the bridge";
 /// When a 429 does not say how long
 const UNKNOWN_BLOCK: Duration = Duration::from_secs(60);
 
@@ -149,6 +151,7 @@ pub(super) fn broken(command: &Command) -> Option<Done> {
         Command::ReadStatus { .. } => Done::Status(Status::Unavailable(unavailable)),
         Command::Offer { .. } => Done::Offered(Offered::Unavailable(unavailable)),
         Command::FindUefi(_) => Done::UefiFound(false),
+        Command::Unpack(_) => Done::Unpacked(Err(UNPACKING_FAILED)),
         Command::KeepUefi(..) => return None,
         Command::Restore(_) => Done::Restored(Restoring::Unbound("restoring it failed in the bridge")),
         Command::Submit { .. } => Done::Submitted(Submitted::Unavailable(unavailable)),

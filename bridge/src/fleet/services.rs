@@ -20,10 +20,11 @@ use crate::session_budget::{Budget, SessionBudget, Standing};
 use crate::ticket::{Ticket, TicketKeys};
 use crate::tpm::AkPublic;
 use keylime_mqtt_schemas::AgentId;
+use keylime_mqtt_schemas::compact::Reference;
 use keylime_mqtt_schemas::exchange::Time;
 use keylime_mqtt_schemas::exchange::relay::{
     Command, Done, Facts, Offer, Offered, OpenedTicket, Proven, Registered, Restored, Restoring, Session,
-    Status, Submitted, Token, Unavailable,
+    Status, Submitted, Token, Unavailable, Unpack,
 };
 use keylime_mqtt_schemas::messages::{AkName, Bounded, Digest, Enrol, RefusedReason, Signed};
 use rustls_pki_types::UnixTime;
@@ -32,7 +33,7 @@ use std::time::Instant;
 use tokio::sync::{Semaphore, SemaphorePermit};
 use zeroize::Zeroizing;
 
-/// Restorations at once per bridge; each takes milliseconds, with a log of many entries a fraction of a second
+/// Logs unpacked or followed at once per bridge; each takes milliseconds, with a log of many entries a fraction of a second
 const RESTORATIONS: usize = 4;
 
 /// Keylime and all that stands between it and the relays
@@ -49,6 +50,8 @@ pub(super) struct Services {
     at_verifier: Semaphore,
     at_registrar: Semaphore,
     restoring: Semaphore,
+    /// Files that devices may have packed their logs with
+    references: Arc<[Reference]>,
     lifetimes: Lifetimes,
     started: Instant,
 }
@@ -73,6 +76,7 @@ impl Services {
             at_verifier: Semaphore::new(verifier.connections),
             at_registrar: Semaphore::new(verifier.connections),
             restoring: Semaphore::new(RESTORATIONS),
+            references: checked.relay.references,
             lifetimes: Lifetimes::default(),
             uefi: UefiCache::new(checked.config.limits.uefi_cache_bytes, disk),
             budget: Mutex::new(budget),
@@ -116,6 +120,7 @@ impl Services {
                 memory.uefi = self.uefi.find(&digest).await.map(|log| (digest, log));
                 Done::UefiFound(memory.uefi.is_some())
             }
+            Command::Unpack(unpack) => Done::Unpacked(self.unpack(unpack).await),
             Command::KeepUefi(digest, log) => {
                 self.keep_uefi(digest, log, memory);
                 return None;
@@ -125,7 +130,7 @@ impl Services {
                     Some(digest) => self.uefi_log(digest, memory).await,
                     None => None,
                 };
-                let job = Job { restore: *restore, uefi };
+                let job = Job { restore: *restore, uefi, references: Arc::clone(&self.references) };
                 Done::Restored(self.restore(job).await)
             }
             Command::Submit { token, offer, restored } => {
@@ -269,6 +274,13 @@ impl Services {
         };
         let _turn = turn(&self.at_verifier).await;
         outcome::offered(self.verifier.offer(id.as_str(), &token, &capabilities).await, self.now())
+    }
+
+    async fn unpack(&self, unpack: Unpack) -> Result<Vec<u8>, &'static str> {
+        let _turn = turn(&self.restoring).await;
+        let references = Arc::clone(&self.references);
+        let unpacked = tokio::task::spawn_blocking(move || unpack.carry_out(&references)).await;
+        unpacked.unwrap_or(Err(outcome::UNPACKING_FAILED))
     }
 
     async fn restore(&self, job: Job) -> Restoring {

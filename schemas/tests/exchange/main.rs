@@ -12,6 +12,7 @@
 
 mod answers;
 mod attest;
+mod cost;
 mod device;
 mod flows;
 mod hand;

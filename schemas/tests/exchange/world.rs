@@ -450,7 +450,8 @@ impl World {
             Command::Offer { token, facts } => Done::Offered(self.keylime.offered(token, facts, now)),
             Command::FindUefi(digest) => Done::UefiFound(self.uefi_cache.contains(digest)),
             Command::KeepUefi(..) => return None,
-            Command::Restore(restore) => Done::Restored(attest::restored(restore)),
+            Command::Unpack(unpack) => Done::Unpacked(unpack.carry_out(&self.references)),
+            Command::Restore(restore) => Done::Restored(attest::restored(restore, &self.references)),
             Command::Submit { token, offer, restored } => {
                 let held = restored.uefi.is_none_or(|log| self.uefi_cache.contains(&log));
                 assert!(held, "a UEFI log is submitted that the bridge does not have");
@@ -533,6 +534,7 @@ pub(crate) fn kind(command: &Command) -> &'static str {
         Command::Offer { .. } => "Offer",
         Command::FindUefi(_) => "FindUefi",
         Command::KeepUefi(..) => "KeepUefi",
+        Command::Unpack(_) => "Unpack",
         Command::Restore(_) => "Restore",
         Command::Submit { .. } => "Submit",
     }
@@ -552,6 +554,7 @@ fn answer_unavailable(command: &Command) -> Option<Done> {
         Command::CheckStatement { .. }
         | Command::FindUefi(_)
         | Command::KeepUefi(..)
+        | Command::Unpack(_)
         | Command::Restore(_) => {
             return None;
         }

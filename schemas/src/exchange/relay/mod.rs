@@ -16,15 +16,17 @@ mod phase;
 mod port;
 mod session;
 mod submission;
+mod unpack;
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
 pub use interface::{Input, Notice, Output, Report, Settings};
 pub use port::{
-    Activated, Command, Done, Facts, ImaState, ImaText, Offer, Offered, OpenedTicket, Proven, Registered,
-    Requested, Restore, Restored, Restoring, Session, Standing, Status, Submitted, Token, Unavailable,
+    Activated, Command, Done, Facts, ImaState, Offer, Offered, OpenedTicket, Proven, Registered, Requested,
+    Restore, Restored, Restoring, Session, Standing, Status, Submitted, Token, Unavailable,
 };
+pub use unpack::{ImaParts, ImaText, Unpack};
 
 use phase::{Gathered, Phase, Repeat, Retry, Step, Unsubmitted};
 
@@ -149,6 +151,7 @@ impl Relay {
         {
             self.ready(facts, now);
         }
+        self.parts_ahead(now);
     }
 
     /// The next thing to do, if any.
@@ -228,6 +231,7 @@ impl Relay {
             (Step::Reading(reading), Done::Status(status)) => self.status(reading, status, now),
             (Step::Offering, Done::Offered(offered)) => self.offered(offered, now),
             (Step::FindingUefi(offer), Done::UefiFound(found)) => self.uefi_found(offer, found, now),
+            (Step::Unpacking(gather), Done::Unpacked(unpacked)) => self.unpacked(gather, unpacked, now),
             (Step::Restoring(offer, evidence), Done::Restored(restoring)) => {
                 self.restored(offer, &evidence, restoring, now);
             }

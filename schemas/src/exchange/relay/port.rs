@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use zeroize::Zeroizing;
 
+use super::unpack::{ImaParts, Unpack};
 use crate::exchange::Time;
 use crate::messages::limits::{MAX_PUBLIC, MAX_TICKET};
 use crate::messages::{
@@ -152,17 +153,6 @@ pub struct ImaState {
     pub pcr10: Digest,
 }
 
-/// IMA lines that the verifier has not seen, and where they stand.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ImaText {
-    /// Lines of the log before these.
-    pub offset: u64,
-    /// Whole lines.
-    pub lines: Vec<u8>,
-    /// PCR 10 at `offset`, when it is known.
-    pub state: Option<ImaState>,
-}
-
 /// Evidence as the verifier takes it, bound to its offer by the signature that was checked.
 ///
 /// It does not say that the logs are what the device measured: a log that does not explain the quote needs a
@@ -224,6 +214,8 @@ pub enum Command {
     },
     /// Look for a UEFI log in the cache. Answered by [`Done::UefiFound`].
     FindUefi(Digest),
+    /// Unpack a log. Answered by [`Done::Unpacked`].
+    Unpack(Unpack),
     /// Keep a UEFI log. Not answered.
     KeepUefi(Digest, Vec<u8>),
     /// Restore evidence and check what the signature binds. Answered by [`Done::Restored`].
@@ -254,7 +246,7 @@ pub struct Restore {
     /// PCR 10 may be missing; it is what the lines lead to.
     pub pcrs: PcrValues,
     /// All IMA lines from the one that the verifier named.
-    pub ima: Option<ImaText>,
+    pub ima: Option<ImaParts>,
     /// The UEFI log that is wanted.
     pub uefi: Option<Digest>,
 }
@@ -285,6 +277,8 @@ pub enum Done {
     Offered(Offered),
     /// For [`Command::FindUefi`].
     UefiFound(bool),
+    /// For [`Command::Unpack`]: the log, or why it is of no use.
+    Unpacked(Result<Vec<u8>, &'static str>),
     /// For [`Command::Restore`].
     Restored(Restoring),
     /// For [`Command::Submit`].
@@ -427,6 +421,8 @@ pub enum Restoring {
     Refuted,
     /// The signature does not bind it, or the clock is not safe.
     Unbound(&'static str),
+    /// Its IMA lines cannot be unpacked.
+    Unreadable(&'static str),
 }
 
 /// The verifier on evidence.
