@@ -147,12 +147,19 @@ impl Services {
         Some(OpenedTicket { token: Token::new(ticket.token.expose().to_owned()), ak })
     }
 
-    /// Reads the admission list again if it changed
-    pub(super) fn refresh_admission(&self) {
+    /// Reads the admission list again if it changed; says whether it did
+    pub(super) fn refresh_admission(&self) -> bool {
         match lock(&self.admission).refresh() {
-            Ok(true) => tracing::info!("the admission list has changed and was read again"),
-            Ok(false) => {}
-            Err(error) => tracing::warn!("the former admission list stays in force: {error}"),
+            Ok(changed) => {
+                if changed {
+                    tracing::info!("the admission list has changed and was read again");
+                }
+                changed
+            }
+            Err(error) => {
+                tracing::warn!("the former admission list stays in force: {error}");
+                false
+            }
         }
     }
 
@@ -174,7 +181,7 @@ impl Services {
         let (ek_public, ak_public) = (ek_public.as_slice(), ak_public.as_slice());
         let claim = Claim { id: id.as_str(), ek_public, ek_certificate, ak_public };
         let decision = lock(&self.admission).decide(claim, UnixTime::now());
-        memory.admitted = Some(Admitted::of(&decision, id));
+        let before = memory.admitted.replace(Admitted::of(&decision, id)).map(|admitted| admitted.decision);
         let refused = match decision {
             Decision::Admitted { .. } => None,
             Decision::UnknownCa { .. } => Some(RefusedReason::UnknownCa),
@@ -183,7 +190,10 @@ impl Services {
             Decision::Malformed { .. } | Decision::UnfitAk(_) => Some(RefusedReason::Malformed),
         };
         if let Some(reason) = refused {
-            tracing::info!(agent = %id, decision = decision.name(), "registration refused");
+            // once per change, for a refused device comes again and again
+            if before != Some(decision.name()) {
+                tracing::info!(agent = %id, decision = decision.name(), "registration refused");
+            }
             return Registered::Refused(reason);
         }
         let _turn = turn(&self.at_registrar).await;

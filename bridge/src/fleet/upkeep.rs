@@ -26,7 +26,9 @@ impl<O: Outbox> Fleet<O> {
 
     pub(super) fn keep_house(&mut self) {
         let now = self.services.now();
-        self.services.refresh_admission();
+        if self.services.refresh_admission() {
+            self.devices.values_mut().for_each(|device| device.relay.reconsider());
+        }
         let mut held = 0;
         let mut troubled = 0usize;
         let mut longest = Duration::ZERO;

@@ -3,12 +3,32 @@
 //! The registrar deletes a record on a wrong tag and every POST kills the outstanding blob, so a repeated `Enrol`
 //! gets the same credential again, and an activation for any other blob never reaches the registrar.
 
+use std::time::Duration;
+
 use super::phase::{Phase, Repeat, Retry, Step};
 use super::port::{Activated, Command, Registered};
-use super::{Relay, Time};
+use super::{Relay, Time, doubled};
 use crate::messages::{
     Activation, AkName, Bounded, Credential, Digest, Enrol, Enrolled, LaterReason, Question, RefusedReason,
 };
+
+/// The registrar is asked no more often than this for one device, and admission as well: both cost more than an `Enrol`.
+const LEAST_BETWEEN_REGISTRATIONS: Duration = Duration::from_secs(5);
+
+/// An enrolment that was refused: the same again gets the same answer until its time is over.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct RefusedEnrolment {
+    enrol: Digest,
+    reason: RefusedReason,
+    until: Time,
+}
+
+fn digest(enrol: &Enrol) -> Digest {
+    let certificate = enrol.ek_certificate.as_ref().map(Bounded::as_slice).unwrap_or_default();
+    let sizes = [enrol.ek_public.as_slice().len(), enrol.ak_public.as_slice().len()];
+    let sizes = sizes.map(|size| (size as u64).to_be_bytes()).concat();
+    Digest::of(&[&sizes, enrol.ek_public.as_slice(), enrol.ak_public.as_slice(), certificate])
+}
 
 impl Relay {
     pub(super) fn enrol(&mut self, enrol: Enrol, now: Time) {
@@ -35,11 +55,35 @@ impl Relay {
                 let repeat = self.repeat(now);
                 self.resend_credential(enrol, blob, repeat, now);
             }
-            _ => {
-                self.activated = None;
-                self.command(Step::Registering(enrol.clone()), Command::Register(enrol));
-            }
+            _ => self.enrol_anew(enrol, now),
         }
+    }
+
+    fn enrol_anew(&mut self, enrol: Enrol, now: Time) {
+        self.activated = None;
+        if let Some(refused) =
+            self.refused.filter(|refused| refused.until > now && refused.enrol == digest(&enrol))
+        {
+            // the result says it already
+            return self.say_refused(refused.reason, refused.until.saturating_sub(now));
+        }
+        match self.registered_at.map(|at| at + LEAST_BETWEEN_REGISTRATIONS).filter(|at| *at > now) {
+            Some(at) => {
+                self.phase = Phase::Setback { retry_at: at, retry: Box::new(Retry::Register(enrol)) };
+            }
+            None => self.register(enrol, now),
+        }
+    }
+
+    pub(super) fn register(&mut self, enrol: Enrol, now: Time) {
+        self.registered_at = Some(now);
+        self.command(Step::Registering(enrol.clone()), Command::Register(enrol));
+    }
+
+    fn refuse_enrolment(&mut self, enrol: &Enrol, reason: RefusedReason, now: Time) {
+        let until = now + self.settings.refused_wait;
+        self.refused = Some(RefusedEnrolment { enrol: digest(enrol), reason, until });
+        self.refuse(reason);
     }
 
     pub(super) fn registered(&mut self, enrol: Enrol, registered: Registered, now: Time) {
@@ -49,15 +93,23 @@ impl Relay {
                 let repeat = self.repeat(now);
                 self.resend_credential(enrol, blob, repeat, now);
             }
-            Registered::Refused(reason) => self.refuse(reason),
+            Registered::Refused(reason) => self.refuse_enrolment(&enrol, reason, now),
             // not tried again unasked: the device's next Enrol does
             Registered::Unavailable(unavailable) => {
-                let wait = unavailable.retry_after.unwrap_or(self.settings.waiting_first);
+                let wait = self.vain_enrolment(self.settings.waiting_cap);
+                let wait = unavailable.retry_after.map_or(wait, |after| after.max(wait));
                 self.notice(super::Notice::Setback { what: "registration", wait });
                 self.later(wait, LaterReason::Keylime);
                 self.phase = Phase::Idle;
             }
         }
+    }
+
+    /// The wait after an enrolment that came to nothing, longer each time: one costs the device some kilobytes.
+    fn vain_enrolment(&mut self, cap: Duration) -> Duration {
+        let doubling = doubled(self.settings.waiting_first, self.vain_enrolments, cap);
+        self.vain_enrolments += 1;
+        self.jitter.upper_half(doubling)
     }
 
     pub(super) fn resend_credential(&mut self, enrol: Enrol, blob: Vec<u8>, repeat: Repeat, now: Time) {
@@ -95,15 +147,17 @@ impl Relay {
         match activated {
             Activated::Accepted => {
                 self.setbacks = 0;
+                self.vain_enrolments = 0;
                 self.activated = Some(activation.credential);
                 self.phase = Phase::Idle;
                 self.send(Question::Enrolled(Enrolled {}));
             }
-            Activated::WrongTag => self.refuse(RefusedReason::Activation),
+            Activated::WrongTag => self.refuse_enrolment(&enrol, RefusedReason::Activation, now),
             // the record is gone: the device enrols again
             Activated::Unknown => {
                 self.phase = Phase::Idle;
-                self.later(self.settings.waiting_first, LaterReason::Again);
+                let wait = self.vain_enrolment(self.settings.refused_wait);
+                self.later(wait, LaterReason::Again);
             }
             Activated::Unavailable(unavailable) => {
                 self.setback("activation", Retry::Activate(enrol, blob, activation), unavailable, now);

@@ -94,6 +94,11 @@ pub struct Relay {
     owes: bool,
     setbacks: u32,
     waits: u32,
+    /// Enrolments that came to nothing since the last that was accepted.
+    vain_enrolments: u32,
+    /// When the registrar was asked last.
+    registered_at: Option<Time>,
+    refused: Option<enrolment::RefusedEnrolment>,
     fails: u32,
     spoiled: u32,
     hold: u32,
@@ -131,6 +136,9 @@ impl Relay {
             owes: false,
             setbacks: 0,
             waits: 0,
+            vain_enrolments: 0,
+            registered_at: None,
+            refused: None,
             fails: 0,
             spoiled: 0,
             hold: 0,
@@ -193,6 +201,11 @@ impl Relay {
             let wait = self.jitter.upper_half(SETBACK_CAP);
             self.later(wait, LaterReason::Busy);
         }
+    }
+
+    /// The operator has changed who is admitted: a refused enrolment is judged anew when it comes next.
+    pub fn reconsider(&mut self) {
+        self.refused = None;
     }
 
     /// Whether it holds nothing that would be missed: the shell may forget it.
@@ -319,6 +332,7 @@ impl Relay {
     fn retry(&mut self, retry: Retry, now: Time) {
         match retry {
             Retry::Proceed => self.proceed(now),
+            Retry::Register(enrol) => self.register(enrol, now),
             Retry::Activate(enrol, blob, activation) => self.activate(enrol, blob, activation),
             Retry::Submit(unsubmitted) => self.submit(unsubmitted, now),
             Retry::Outcome(settling) => self.read_outcome(settling),
@@ -342,9 +356,12 @@ impl Relay {
     }
 
     fn refuse(&mut self, reason: RefusedReason) {
-        let seconds = whole_seconds(self.settings.refused_wait);
         self.report(Verdict::Unknown, Some(format!("refused: {reason}")));
-        self.send(Question::Refused(Refused { seconds, reason }));
+        self.say_refused(reason, self.settings.refused_wait);
+    }
+
+    fn say_refused(&mut self, reason: RefusedReason, wait: Duration) {
+        self.send(Question::Refused(Refused { seconds: whole_seconds(wait), reason }));
         self.phase = Phase::Idle;
     }
 

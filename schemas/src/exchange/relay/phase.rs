@@ -131,6 +131,7 @@ pub(super) enum Step {
 #[derive(Debug)]
 pub(super) enum Retry {
     Proceed,
+    Register(Enrol),
     Activate(Enrol, Vec<u8>, Activation),
     Submit(Unsubmitted),
     Outcome(Settling),
