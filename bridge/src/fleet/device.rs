@@ -54,7 +54,21 @@ impl Device {
 
     /// Bytes held for it
     pub(super) fn held(&self) -> usize {
-        self.relay.held() + self.reassembly.held()
+        self.relay.held() + self.reassembly.held() + self.memory.held()
+    }
+
+    /// Gives back what [`Self::held`] counts, save what a command under way needs; says whether there was any
+    pub(super) fn shed(&mut self) -> bool {
+        if self.held() == 0 {
+            return false;
+        }
+        let fragments = self.reassembly.held() > 0;
+        self.reassembly.clear();
+        let logs = self.relay.shed();
+        if logs {
+            self.memory.uefi = None;
+        }
+        fragments || logs
     }
 
     /// Whether it can be forgotten without loss

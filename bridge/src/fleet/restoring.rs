@@ -116,21 +116,23 @@ fn explain(quote: Signed, bound: Bound, logs: Logs) -> Restoring {
         }
     });
     let uefi = logs.wants_uefi.then(|| explain_uefi(logs.uefi.as_deref(), &pcrs));
-    let mut restored = Box::new(Restored {
+    let mut restored = Restored {
         quote,
         pcr_blob: pcr_blob(&pcrs),
         ima: logs.ima.map(|text| text.lines),
         uefi: logs.uefi_digest,
-    });
+    };
     match (ima, uefi) {
-        (Some(Err(what)), _) | (_, Some(Err(what))) => Restoring::Unexplained { restored, pcrs, what },
+        (Some(Err(what)), _) | (_, Some(Err(what))) => {
+            Restoring::Unexplained { restored: Arc::new(restored), pcrs, what }
+        }
         (ima, _) => {
             let (state, covered) = ima.and_then(Result::ok).unzip();
             // lines beyond the quote are anybody's, and the verifier would judge them
             if let (Some(lines), Some(covered)) = (&mut restored.ima, covered) {
                 lines.truncate(covered);
             }
-            Restoring::Explained { restored, pcrs, ima: state }
+            Restoring::Explained { restored: Arc::new(restored), pcrs, ima: state }
         }
     }
 }

@@ -36,6 +36,11 @@ use zeroize::Zeroizing;
 /// Logs unpacked or followed at once per bridge; each takes milliseconds, with a log of many entries a fraction of a second
 const RESTORATIONS: usize = 4;
 
+/// KiB of large submissions that are made and sent at once: three of the largest, of 100 000 entries
+const LARGE_SUBMISSIONS: u32 = 64 * 1024;
+/// Bytes up to which a submission is not large: a whole UEFI log and some hundred IMA lines
+const SMALL_SUBMISSION: usize = 256 * 1024;
+
 /// Keylime and all that stands between it and the relays
 #[derive(Debug)]
 pub(super) struct Services {
@@ -50,6 +55,7 @@ pub(super) struct Services {
     at_verifier: Semaphore,
     at_registrar: Semaphore,
     restoring: Semaphore,
+    large_submissions: Semaphore,
     /// Files that devices may have packed their logs with
     references: Arc<[Reference]>,
     lifetimes: Lifetimes,
@@ -65,6 +71,14 @@ pub(super) struct Memory {
     pub(super) admitted: Option<Admitted>,
 }
 
+impl Memory {
+    /// Bytes of a log that nobody else holds: what is in the cache is within the cache's own bound
+    pub(super) fn held(&self) -> usize {
+        let log = self.uefi.as_ref().map(|(_, log)| log).filter(|log| Arc::strong_count(log) == 1);
+        log.map_or(0, |log| log.weight())
+    }
+}
+
 impl Services {
     pub(super) fn new(checked: Checked, started: Instant) -> Self {
         let verifier = &checked.config.verifier;
@@ -76,6 +90,7 @@ impl Services {
             at_verifier: Semaphore::new(verifier.connections),
             at_registrar: Semaphore::new(verifier.connections),
             restoring: Semaphore::new(RESTORATIONS),
+            large_submissions: Semaphore::new(LARGE_SUBMISSIONS as usize),
             references: checked.relay.references,
             lifetimes: Lifetimes::default(),
             uefi: UefiCache::new(checked.config.limits.uefi_cache_bytes, disk),
@@ -134,7 +149,7 @@ impl Services {
                 Done::Restored(self.restore(job).await)
             }
             Command::Submit { token, offer, restored } => {
-                Done::Submitted(self.submit(id, &token, &offer, *restored, memory).await)
+                Done::Submitted(self.submit(id, &token, &offer, &restored, memory).await)
             }
         };
         Some(done)
@@ -310,11 +325,11 @@ impl Services {
         id: &AgentId,
         token: &Token,
         offer: &Offer,
-        restored: Restored,
+        restored: &Restored,
         memory: &Memory,
     ) -> Submitted {
         let Some(token) = session_token(token) else { return Submitted::TokenRejected };
-        let Ok(text) = restored.ima.map(String::from_utf8).transpose() else {
+        let Ok(text) = restored.ima.as_deref().map(str::from_utf8).transpose() else {
             let detail = "the IMA log holds a name that is not UTF-8, which Keylime's JSON cannot carry";
             return Submitted::Invalid(detail.to_owned());
         };
@@ -328,12 +343,14 @@ impl Services {
             None => None,
         };
         let evidence = EvidenceBody {
-            attest: restored.quote.attest.into_vec(),
-            signature: restored.quote.signature.into_vec(),
-            pcr_blob: restored.pcr_blob,
+            attest: restored.quote.attest.as_slice().to_vec(),
+            signature: restored.quote.signature.as_slice().to_vec(),
+            pcr_blob: restored.pcr_blob.clone(),
             ima,
             uefi,
         };
+        // the body is made when its turn has come
+        let _room = self.room_for(&evidence).await;
         let _turn = turn(&self.at_verifier).await;
         let order = outcome::order(offer);
         let submission = self.verifier.submit(id.as_str(), &token, offer.index, evidence, &order).await;
@@ -341,6 +358,17 @@ impl Services {
             self.lifetimes.interval(seconds);
         }
         outcome::submitted(submission)
+    }
+
+    /// Room for the body of a large submission. Small ones wait for nobody: there are no more of them than connections
+    async fn room_for(&self, evidence: &EvidenceBody<'_>) -> Option<SemaphorePermit<'_>> {
+        let uefi = evidence.uefi.as_ref().map_or(0, |log| log.len());
+        let size = uefi + evidence.ima.as_ref().map_or(0, |ima| ima.text.len());
+        if size <= SMALL_SUBMISSION {
+            return None;
+        }
+        let kib = u32::try_from(size / 1024).unwrap_or(u32::MAX).min(LARGE_SUBMISSIONS);
+        self.large_submissions.acquire_many(kib).await.ok()
     }
 
     async fn uefi_log(&self, digest: &Digest, memory: &Memory) -> Option<Arc<UefiLog>> {

@@ -80,8 +80,9 @@ impl<O: Outbox> Fleet<O> {
             }
             let Some(device) = self.devices.get_mut(&id) else { continue };
             let before = device.held();
-            device.reassembly.clear();
-            device.relay.shed();
+            if !device.shed() {
+                continue;
+            }
             self.held = self.held.saturating_sub(before.saturating_sub(device.held()));
             self.refuse(&id, "log", "no room for all logs at once");
             self.settle(&id, now);

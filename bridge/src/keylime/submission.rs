@@ -28,7 +28,7 @@ const MAX_INTERVAL: u64 = 7 * 24 * 3600;
 
 /// Evidence in the forms that Keylime reads
 #[derive(Debug, Clone)]
-pub struct EvidenceBody {
+pub struct EvidenceBody<'a> {
     /// TPMS_ATTEST, without a size
     pub attest: Vec<u8>,
     /// TPMT_SIGNATURE
@@ -36,18 +36,18 @@ pub struct EvidenceBody {
     /// Quoted PCRs in tpm2-tools' layout, see [`crate::restore::pcr_blob`]
     pub pcr_blob: Vec<u8>,
     /// IMA entries from the requested offset
-    pub ima: Option<ImaSegment>,
+    pub ima: Option<ImaSegment<'a>>,
     /// The whole UEFI log in base64, which is the same every time
     pub uefi: Option<Arc<str>>,
 }
 
 /// Entries of an IMA log
 #[derive(Debug, Clone)]
-pub struct ImaSegment {
+pub struct ImaSegment<'a> {
     /// Number of lines in `text`
     pub count: u64,
     /// Ascii lines, each ended by a line feed
-    pub text: String,
+    pub text: &'a str,
 }
 
 /// What came of submitting evidence
@@ -110,7 +110,7 @@ impl Verifier {
         id: &str,
         token: &SessionToken,
         index: u64,
-        evidence: EvidenceBody,
+        evidence: EvidenceBody<'_>,
         order: &[EvidenceType],
     ) -> Submission {
         let Some(items) = order.iter().map(|kind| item_of(*kind, &evidence)).collect::<Option<Vec<_>>>()
@@ -120,8 +120,6 @@ impl Verifier {
         let Some(body) = body_of(items, &evidence) else {
             return Submission::Unavailable(self.endpoint.unavailable(Reason::Garbage));
         };
-        // a log of many entries is held once while the verifier judges it
-        drop(evidence);
         let mut answer = match self.patch_evidence(id, token, index, body).await {
             Ok(answer) => answer,
             Err(unavailable) => return Submission::Unavailable(unavailable),
@@ -176,10 +174,10 @@ impl Verifier {
     }
 }
 
-fn body_of(items: Vec<Item<'_>>, evidence: &EvidenceBody) -> Option<Vec<u8>> {
+fn body_of(items: Vec<Item<'_>>, evidence: &EvidenceBody<'_>) -> Option<Vec<u8>> {
     let uefi = evidence.uefi.as_ref().map_or(0, |log| log.len());
     // each line feed becomes two characters
-    let lines = |ima: &ImaSegment| ima.text.len() + usize::try_from(ima.count).unwrap_or(0);
+    let lines = |ima: &ImaSegment<'_>| ima.text.len() + usize::try_from(ima.count).unwrap_or(0);
     let ima = evidence.ima.as_ref().map_or(0, lines);
     let mut body = Vec::with_capacity(uefi + ima + QUOTE_ROOM);
     let document = Document::new("attestation", None, Collected { evidence_collected: items });
@@ -187,7 +185,7 @@ fn body_of(items: Vec<Item<'_>>, evidence: &EvidenceBody) -> Option<Vec<u8>> {
     Some(body)
 }
 
-fn item_of(kind: EvidenceType, evidence: &EvidenceBody) -> Option<Item<'_>> {
+fn item_of<'a>(kind: EvidenceType, evidence: &'a EvidenceBody<'_>) -> Option<Item<'a>> {
     let (evidence_class, data) = match kind {
         EvidenceType::TpmQuote => {
             let message = BASE64.encode(&evidence.attest);
@@ -198,7 +196,7 @@ fn item_of(kind: EvidenceType, evidence: &EvidenceBody) -> Option<Item<'_>> {
         EvidenceType::UefiLog => ("log", Data::Uefi { entries: evidence.uefi.as_deref()? }),
         EvidenceType::ImaLog => {
             let ima = evidence.ima.as_ref()?;
-            ("log", Data::Ima { entry_count: ima.count, entries: &ima.text })
+            ("log", Data::Ima { entry_count: ima.count, entries: ima.text })
         }
     };
     Some(Item { evidence_class, evidence_type: kind, data })

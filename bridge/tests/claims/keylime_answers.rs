@@ -32,13 +32,13 @@ fn capabilities() -> Capabilities {
     }
 }
 
-fn evidence() -> EvidenceBody {
+fn evidence() -> EvidenceBody<'static> {
     let quote = &json("keylime/evidence.json")["quote"];
     EvidenceBody {
         attest: base64(&quote["message"]),
         signature: base64(&quote["signature"]),
         pcr_blob: base64(&quote["subject_data"]),
-        ima: Some(ImaSegment { count: 1, text: "10 00 ima-ng sha256:00 boot_aggregate\n".to_owned() }),
+        ima: Some(ImaSegment { count: 1, text: "10 00 ima-ng sha256:00 boot_aggregate\n" }),
         uefi: Some("AQID".into()),
     }
 }
@@ -386,7 +386,7 @@ async fn the_wait_is_found_behind_an_echo_of_any_size_and_content() {
         let (_server, verifier) = verifier(vec![answer(202, body)]).await;
         // as large as the echo, which is bounded by it
         let text = "10 00 ima-ng sha256:00 /tmp/a name of some length, and more\n".repeat(lines);
-        let ima = Some(ImaSegment { count: lines as u64, text });
+        let ima = Some(ImaSegment { count: lines as u64, text: &text });
         let submission = verifier.submit(ID, &token(), 0, EvidenceBody { ima, ..evidence() }, &ORDER).await;
         let Submission::Accepted { seconds_to_next } = submission else { panic!("{submission:?}") };
         assert_eq!(seconds_to_next, Some(60), "{lines} lines");

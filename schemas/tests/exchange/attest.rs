@@ -1,5 +1,7 @@
 //! What the model's TPM signs, and what a bridge makes of a quote, in full or brief.
 
+use std::sync::Arc;
+
 use keylime_mqtt_schemas::codec::encode;
 use keylime_mqtt_schemas::compact::Reference;
 use keylime_mqtt_schemas::exchange::relay::{ImaState, ImaText, Restore, Restored, Restoring};
@@ -96,7 +98,7 @@ pub(crate) fn restored(restore: &Restore, references: &[Reference]) -> Restoring
             Quote::Brief(_) => Restoring::Refuted,
         };
     }
-    let restored = Box::new(Restored {
+    let restored = Arc::new(Restored {
         quote,
         pcr_blob: encode(&pcrs).unwrap(),
         ima: text.as_ref().map(|text| text.lines.clone()),

@@ -6,7 +6,7 @@ use std::time::Duration;
 use keylime_mqtt_schemas::exchange::Time;
 use keylime_mqtt_schemas::exchange::attester::{Done as Worked, Work};
 use keylime_mqtt_schemas::exchange::relay::{
-    Activated, Command, Done, Offer, Offered, Output, Registered, Requested, Unavailable,
+    Activated, Command, Done, Input, Offer, Offered, Output, Registered, Requested, Submitted, Unavailable,
 };
 use keylime_mqtt_schemas::messages::{Blob, Enrol, LogKind, Question, RefusedReason, Up};
 
@@ -145,4 +145,45 @@ fn a_refused_device_that_does_not_wait_is_refused_again_without_anybody_being_as
     // what the operator has changed may admit it at once
     hand.relay.reconsider();
     assert_eq!(registrations(&hand.says(Up::Enrol(same), AT(410))), 1);
+}
+
+#[test]
+fn evidence_that_waits_for_a_silent_verifier_is_counted_and_given_back() {
+    let mut hand = Hand::new();
+    let offer = hand.challenged(AT(100));
+    let lines = 20_000_000;
+    hand.bound(&offer, Some(vec![b'\n'; lines]), AT(101));
+    assert!(hand.relay.held() >= lines, "while it is submitted: {}", hand.relay.held());
+    hand.done(Done::Submitted(Submitted::Unavailable(SILENT)), AT(101));
+    assert!(hand.relay.held() >= lines, "while it waits: {}", hand.relay.held());
+    assert!(hand.relay.shed());
+    assert_eq!(hand.relay.held(), 0);
+    let outputs = hand.outputs();
+    assert!(matches!(&outputs[..], [Output::Send(down, _)] if matches!(down.question, Question::Later(_))));
+    hand.relay.handle_timeout(AT(200));
+    assert_eq!(hand.outputs(), [], "nothing is submitted any more");
+}
+
+#[test]
+fn a_bridge_without_room_lets_go_of_a_challenged_device_for_which_only_the_shell_holds_a_log() {
+    let mut hand = Hand::new();
+    hand.challenged(AT(100));
+    assert!(hand.relay.shed());
+    hand.outputs();
+    assert!(!hand.relay.shed(), "there is nothing left to give back");
+    assert!(!hand.told(Input::Present, AT(101)).iter().any(|output| matches!(output, Output::Command(_))));
+}
+
+#[test]
+fn lines_of_evidence_that_was_superseded_do_not_travel_again() {
+    let mut device = Device::new("device-1", 1);
+    device.grow(1330);
+    let mut world = World::new(device, Policy { ima: true, uefi: false }, BTreeMap::new());
+    world.scripted.push(("Submit", Done::Submitted(Submitted::Superseded)));
+    assert!(world.run_until(AT(300), |world| world.scripted.is_empty()));
+    assert!(world.held() >= 1330 * super::device::LINE, "{}", world.held());
+    let parts = world.up_messages["Blob"];
+    assert!(world.run_until(AT(300), |world| world.passes() == 1), "{}", world.tail());
+    assert_eq!(world.up_messages["Blob"], parts);
+    assert_eq!(world.held(), 0);
 }

@@ -1,5 +1,6 @@
 //! A relay driven by hand, for what the modelled Keylime does not do.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use keylime_mqtt_schemas::exchange::Time;
@@ -131,7 +132,7 @@ impl Hand {
         let (Quote::Full(quote), Some(pcrs)) = (evidence.quote.clone(), evidence.pcrs.clone()) else {
             unreachable!()
         };
-        let restored = Box::new(Restored { quote, pcr_blob: Vec::new(), ima, uefi: None });
+        let restored = Arc::new(Restored { quote, pcr_blob: Vec::new(), ima, uefi: None });
         self.says(Up::Evidence(evidence), now);
         self.done(Done::Restored(Restoring::Explained { restored, pcrs, ima: None }), now);
     }

@@ -259,7 +259,7 @@ impl Relay {
         self.later(wait, LaterReason::Unusable);
     }
 
-    fn ask_to_state(&mut self, offer: Offer, evidence: &Evidence, restored: Box<Restored>, now: Time) {
+    fn ask_to_state(&mut self, offer: Offer, evidence: &Evidence, restored: Arc<Restored>, now: Time) {
         let Ok(encoded) = codec::encode(&Up::Evidence(evidence.clone())) else { return self.start_over() };
         let ima = Digest::of(&[restored.ima.as_deref().unwrap_or_default()]);
         let expected = evidence_statement(&self.id, &offer.nonce, &Digest::of(&[&encoded]), &ima);
@@ -271,7 +271,7 @@ impl Relay {
         &mut self,
         offer: Offer,
         evidence: Digest,
-        restored: Box<Restored>,
+        restored: Arc<Restored>,
         repeat: Repeat,
         now: Time,
     ) {
@@ -281,7 +281,7 @@ impl Relay {
         }
     }
 
-    fn send_state(&mut self, offer: Offer, evidence: Digest, restored: Box<Restored>, repeat: Repeat) {
+    fn send_state(&mut self, offer: Offer, evidence: Digest, restored: Arc<Restored>, repeat: Repeat) {
         self.send(Question::State(State { tag: offer.nonce.tag(), ima_from: offer.ima_offset() }));
         self.phase = Phase::AwaitStatement { offer, evidence, restored, repeat };
     }
@@ -304,7 +304,7 @@ impl Relay {
     }
 
     /// The device itself said so: Keylime shall judge. Otherwise it was changed on the way.
-    pub(super) fn stated(&mut self, offer: Offer, restored: Box<Restored>, good: bool, now: Time) {
+    pub(super) fn stated(&mut self, offer: Offer, restored: Arc<Restored>, good: bool, now: Time) {
         if good {
             // where its lines lead is known once Keylime has followed them to a PASS
             let lines = restored.ima.as_deref().map_or(0, lines);

@@ -185,22 +185,33 @@ impl Relay {
 
     /// Bytes of logs held for this device, for the shell's bound over all devices.
     pub fn held(&self) -> usize {
-        self.gathered.as_ref().map_or(0, |gathered| gathered.lines.len()) + self.phase.held()
+        let gathered = self.gathered.as_ref().map_or(0, |gathered| gathered.lines.len());
+        let unsubmitted = self.unsubmitted.as_ref().map_or(0, |unsubmitted| unsubmitted.restored.held());
+        gathered + unsubmitted + self.phase.held()
     }
 
-    /// Gives back what [`Self::held`] counts, for the shell's bound over all devices; the device is told to come again.
-    /// Nothing is given back while a command is under way.
-    pub fn shed(&mut self) {
-        if matches!(self.phase, Phase::Busy(_)) || self.held() == 0 {
-            return;
+    /// Gives back what [`Self::held`] counts, and what the shell holds for the attestation under way: the device is told to
+    /// come again. Says whether there was any; nothing is given back while a command is under way.
+    pub fn shed(&mut self) -> bool {
+        if matches!(self.phase, Phase::Busy(_)) {
+            return false;
+        }
+        let attesting = match &self.phase {
+            Phase::Gather(_) | Phase::AwaitEvidence { .. } | Phase::AwaitStatement { .. } => true,
+            Phase::Setback { retry, .. } => matches!(**retry, Retry::Submit(_)),
+            _ => false,
+        };
+        if !attesting && self.held() == 0 {
+            return false;
         }
         self.gathered = None;
-        if matches!(self.phase, Phase::Gather(_) | Phase::AwaitEvidence { .. } | Phase::AwaitStatement { .. })
-        {
+        self.unsubmitted = None;
+        if attesting {
             self.phase = Phase::Idle;
             let wait = self.jitter.upper_half(SETBACK_CAP);
             self.later(wait, LaterReason::Busy);
         }
+        true
     }
 
     /// The operator has changed who is admitted: a refused enrolment is judged anew when it comes next.
@@ -271,8 +282,12 @@ impl Relay {
             self.open_session(now);
             return;
         };
-        if let Some(unsubmitted) = self.unsubmitted.take_if(|unsubmitted| unsubmitted.offer.expires_at > now)
+        if self.unsubmitted.as_ref().is_some_and(|unsubmitted| unsubmitted.offer.expires_at <= now)
+            && let Some(late) = self.unsubmitted.take()
         {
+            self.take_back(late);
+        }
+        if let Some(unsubmitted) = self.unsubmitted.take() {
             self.submit(unsubmitted, now);
         } else if self.stated_boot != Some(facts.boot_stated()) {
             self.check_boot(&facts);

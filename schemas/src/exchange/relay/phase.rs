@@ -98,7 +98,7 @@ pub(super) struct Settling {
 #[derive(Debug, Clone)]
 pub(super) struct Unsubmitted {
     pub(super) offer: Offer,
-    pub(super) restored: Box<Restored>,
+    pub(super) restored: Arc<Restored>,
     pub(super) ima: Option<ImaState>,
 }
 
@@ -123,7 +123,7 @@ pub(super) enum Step {
     FindingUefi(Offer),
     Unpacking(Gather),
     Restoring(Offer, Box<Evidence>),
-    CheckingStatement(Offer, Box<Restored>),
+    CheckingStatement(Offer, Arc<Restored>),
     Submitting(Unsubmitted),
 }
 
@@ -169,7 +169,7 @@ pub(super) enum Phase {
         offer: Offer,
         /// What the statement must be over.
         evidence: Digest,
-        restored: Box<Restored>,
+        restored: Arc<Restored>,
         repeat: Repeat,
     },
     Settling(Settling),
@@ -206,10 +206,21 @@ impl Phase {
         }
     }
 
+    /// Bytes of logs in it.
     pub(super) fn held(&self) -> usize {
         match self {
             Self::Gather(gather) | Self::Busy(Step::Unpacking(gather)) => gather.held(),
-            Self::AwaitStatement { restored, .. } => restored.ima.as_ref().map_or(0, Vec::len),
+            Self::AwaitStatement { restored, .. } | Self::Busy(Step::CheckingStatement(_, restored)) => {
+                restored.held()
+            }
+            Self::Busy(Step::Submitting(unsubmitted)) => unsubmitted.restored.held(),
+            Self::Busy(Step::Restoring(_, evidence)) => {
+                evidence.ima.as_ref().map_or(0, |segment| segment.packed.as_slice().len())
+            }
+            Self::Setback { retry, .. } => match &**retry {
+                Retry::Submit(unsubmitted) => unsubmitted.restored.held(),
+                Retry::Proceed | Retry::Register(_) | Retry::Activate(..) | Retry::Outcome(_) => 0,
+            },
             _ => 0,
         }
     }

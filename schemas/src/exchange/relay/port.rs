@@ -3,6 +3,7 @@
 //! There is at most one [`Command`] under way per device; each is answered by exactly one [`Done`] of its kind.
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use zeroize::Zeroizing;
@@ -169,6 +170,13 @@ pub struct Restored {
     pub uefi: Option<Digest>,
 }
 
+impl Restored {
+    /// Bytes of logs.
+    pub fn held(&self) -> usize {
+        self.ima.as_ref().map_or(0, Vec::len)
+    }
+}
+
 /// What the shell is asked to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Command {
@@ -227,7 +235,7 @@ pub enum Command {
         /// Where to.
         offer: Offer,
         /// What.
-        restored: Box<Restored>,
+        restored: Arc<Restored>,
     },
 }
 
@@ -402,7 +410,7 @@ pub enum Restoring {
     /// The signature binds it to the offer, and the logs explain the quote.
     Explained {
         /// The evidence.
-        restored: Box<Restored>,
+        restored: Arc<Restored>,
         /// The quoted values.
         pcrs: PcrValues,
         /// PCR 10 where the quote was taken.
@@ -411,7 +419,7 @@ pub enum Restoring {
     /// The signature binds it, but a log does not explain the quote: a statement is needed.
     Unexplained {
         /// The evidence.
-        restored: Box<Restored>,
+        restored: Arc<Restored>,
         /// The quoted values.
         pcrs: PcrValues,
         /// What is not explained.
