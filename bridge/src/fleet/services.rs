@@ -1,7 +1,7 @@
 //! The commands of relays, carried out.
 //!
 //! Invariant: each command ends in exactly one [`Done`] of its kind, within the time limits of the REST client, whatever happens on the way, even if the code
-//! that carries it out fails. At most as many requests are under way at the verifier as there are connections to it, and
+//! that carries it out fails. At most as many requests are under way at Keylime as there are connections to it, and
 //! computing is done on threads of its own, so that no device waits for another's logs.
 
 use super::lifetimes::Lifetimes;
@@ -52,8 +52,6 @@ pub(super) struct Services {
     budget: Mutex<SessionBudget>,
     tickets: TicketKeys,
     uefi: UefiCache,
-    at_verifier: Semaphore,
-    at_registrar: Semaphore,
     restoring: Semaphore,
     large_submissions: Semaphore,
     /// Files that devices may have packed their logs with
@@ -87,8 +85,6 @@ impl Services {
         let budget = SessionBudget::new(verifier.sessions_per_minute, verifier.replicas, started);
         Self {
             verifier_name: verifier.url.to_string(),
-            at_verifier: Semaphore::new(verifier.connections),
-            at_registrar: Semaphore::new(verifier.connections),
             restoring: Semaphore::new(RESTORATIONS),
             large_submissions: Semaphore::new(LARGE_SUBMISSIONS as usize),
             references: checked.relay.references,
@@ -118,7 +114,6 @@ impl Services {
         let done = match command {
             Command::Register(enrol) => Done::Registered(self.register(id, enrol, memory).await),
             Command::Activate { auth_tag } => {
-                let _turn = turn(&self.at_registrar).await;
                 Done::Activated(outcome::activated(&self.registrar.activate(id.as_str(), &auth_tag).await))
             }
             Command::OpenSession { known } => Done::Session(self.open_session(id, known).await),
@@ -211,7 +206,6 @@ impl Services {
             }
             return Registered::Refused(reason);
         }
-        let _turn = turn(&self.at_registrar).await;
         match self.registrar.register(id.as_str(), ek_public, ek_certificate, ak_public).await {
             Registration::Registered { blob } => Registered::Credential(blob),
             Registration::Conflict => Registered::Refused(RefusedReason::OtherTpm),
@@ -228,7 +222,6 @@ impl Services {
         if let Budget::Wait(wait) = lock(&self.budget).request(id.as_str(), standing, Instant::now()) {
             return Session::Wait(wait);
         }
-        let _turn = turn(&self.at_verifier).await;
         let opening = self.verifier.open_session(id.as_str()).await;
         if let SessionOpening::RateLimited { retry_after } = opening {
             tracing::warn!(
@@ -241,7 +234,6 @@ impl Services {
     }
 
     async fn prove(&self, id: &AgentId, session: &str, proof: &Signed) -> Proven {
-        let _turn = turn(&self.at_verifier).await;
         let (attest, signature) = (proof.attest.as_slice(), proof.signature.as_slice());
         let proved = self.verifier.prove(id.as_str(), session, attest, signature).await;
         match proved {
@@ -275,7 +267,6 @@ impl Services {
 
     async fn status(&self, id: &AgentId, token: &Token) -> Status {
         let Some(token) = session_token(token) else { return Status::TokenRejected };
-        let _turn = turn(&self.at_verifier).await;
         outcome::status(self.verifier.status(id.as_str(), &token).await)
     }
 
@@ -297,7 +288,6 @@ impl Services {
             uefi: facts.uefi.is_some(),
             boot_time,
         };
-        let _turn = turn(&self.at_verifier).await;
         outcome::offered(self.verifier.offer(id.as_str(), &token, &capabilities).await, self.now())
     }
 
@@ -351,7 +341,6 @@ impl Services {
         };
         // the body is made when its turn has come
         let _room = self.room_for(&evidence).await;
-        let _turn = turn(&self.at_verifier).await;
         let order = outcome::order(offer);
         let submission = self.verifier.submit(id.as_str(), &token, offer.index, evidence, &order).await;
         if let Submission::Accepted { seconds_to_next: Some(seconds) } = submission {

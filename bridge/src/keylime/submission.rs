@@ -9,7 +9,7 @@
 
 use super::Verifier;
 use super::attestation::EvidenceType;
-use super::endpoint::{Answer, Call, JSON_API, Keep, MAX_ANSWER};
+use super::endpoint::{Answer, Call, JSON_API, Keep, MAX_ANSWER, Turn};
 use super::json_api::{Document, Errors};
 use super::token::SessionToken;
 use super::unavailable::{Reason, Unavailable};
@@ -117,10 +117,14 @@ impl Verifier {
         else {
             return Submission::Invalid { detail: "a requested log is missing".to_owned() };
         };
+        let turn = match self.endpoint.turn(id).await {
+            Ok(turn) => turn,
+            Err(unavailable) => return Submission::Unavailable(unavailable),
+        };
         let Some(body) = body_of(items, &evidence) else {
             return Submission::Unavailable(self.endpoint.unavailable(Reason::Garbage));
         };
-        let mut answer = match self.patch_evidence(id, token, index, body).await {
+        let mut answer = match self.patch_evidence(turn, (id, index), token, body).await {
             Ok(answer) => answer,
             Err(unavailable) => return Submission::Unavailable(unavailable),
         };
@@ -151,9 +155,9 @@ impl Verifier {
 
     async fn patch_evidence(
         &self,
-        id: &str,
+        turn: Turn<'_>,
+        (id, index): (&str, u64),
         token: &SessionToken,
-        index: u64,
         body: Vec<u8>,
     ) -> Result<Answer, Unavailable> {
         // the echo repeats the evidence and the capabilities and adds the PCRs in hex
@@ -170,7 +174,7 @@ impl Verifier {
             max_answer,
             keep: Keep::Tail(ECHO_TAIL),
         };
-        self.endpoint.send(call).await
+        self.endpoint.send_in(turn, call).await
     }
 }
 

@@ -78,7 +78,9 @@ async fn evidence_whose_lines_expand_past_their_bound_is_refused() {
 #[tokio::test]
 async fn columns_of_unequal_length_are_refused() {
     // a digest more, and a digest less, than there are lines
-    for unequal in [|whole: &[u8]| [whole, &[7; 32]].concat(), |whole: &[u8]| whole[..whole.len() - 32].to_vec()] {
+    for unequal in
+        [|whole: &[u8]| [whole, &[7; 32]].concat(), |whole: &[u8]| whole[..whole.len() - 32].to_vec()]
+    {
         let world = quickly().await;
         let (gateway, need) = needed(&world).await;
         let blob = &gateway.part(&need)[0];
