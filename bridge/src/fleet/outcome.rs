@@ -158,21 +158,59 @@ pub(super) fn broken(command: &Command) -> Option<Done> {
     })
 }
 
-/// Whether Keylime gave no usable answer
-pub(super) fn is_unavailable(done: &Done) -> bool {
-    matches!(
-        done,
-        Done::Registered(Registered::Unavailable(_))
-            | Done::Activated(Activated::Unavailable(_))
-            | Done::Session(Session::Unavailable(_))
-            | Done::Proven(Proven::Unavailable(_))
-            | Done::Status(Status::Unavailable(_))
-            | Done::Offered(Offered::Unavailable(_))
-            | Done::Submitted(Submitted::Unavailable(_))
-    )
+/// Whether Keylime got a device further, or said why it does not
+///
+/// A session that opens is no sign of that: one precedes each proof, however long proofs have been failing.
+pub(super) fn served(done: &Done) -> bool {
+    match done {
+        Done::Registered(registered) => matches!(registered, Registered::Refused(_)),
+        Done::Activated(activated) => !matches!(activated, Activated::Unavailable(_)),
+        Done::Proven(proven) => matches!(proven, Proven::NotEnrolled | Proven::BadProof),
+        Done::Status(status) => matches!(status, Status::Standing(_) | Status::Gone),
+        Done::Offered(offered) => {
+            !matches!(offered, Offered::TokenRejected | Offered::Conflict | Offered::Unavailable(_))
+        }
+        Done::Submitted(submitted) => {
+            !matches!(submitted, Submitted::TokenRejected | Submitted::Unavailable(_))
+        }
+        Done::Session(_)
+        | Done::StatementChecked(_)
+        | Done::UefiFound(_)
+        | Done::Unpacked(_)
+        | Done::Restored(_) => false,
+    }
 }
 
 /// Never less than half, however short Keylime makes it
 fn less(good_for: Duration, margin: Duration) -> Duration {
     good_for.saturating_sub(margin).max(good_for / 2)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_session_that_opens_before_each_failing_proof_does_not_hide_the_trouble_with_proofs() {
+        let opened = Session::Opened {
+            session: "s".to_owned(),
+            nonce: Nonce::from([0; 16]),
+            good_for: Duration::from_secs(60),
+        };
+        let silent = Unavailable { retry_after: None };
+        let troubled = [
+            Done::Session(opened),
+            Done::Proven(Proven::SessionGone),
+            Done::Proven(Proven::Unavailable(silent)),
+            Done::Offered(Offered::TokenRejected),
+        ];
+        assert!(!troubled.iter().any(served));
+        let well = [
+            Done::Offered(Offered::NothingRequested),
+            Done::Submitted(Submitted::AlreadyAccepted),
+            Done::Activated(Activated::Accepted),
+            Done::Proven(Proven::NotEnrolled),
+        ];
+        assert!(well.iter().all(served));
+    }
 }

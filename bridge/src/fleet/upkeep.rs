@@ -5,9 +5,6 @@ use super::{Fleet, PATIENCE, Snapshot, SnapshotRequest};
 use keylime_mqtt_schemas::exchange::Time;
 use std::time::Duration;
 
-/// A device for which Keylime is tried is tried at least this often
-const SETBACK_MEMORY: Duration = Duration::from_secs(150);
-
 impl<O: Outbox> Fleet<O> {
     pub(super) fn answer(&mut self, request: SnapshotRequest) {
         let mut waiting: Vec<_> = self.devices.iter().filter_map(|(id, device)| device.waiting(id)).collect();
@@ -38,8 +35,8 @@ impl<O: Outbox> Fleet<O> {
                 self.refusals.count("message", "its fragments never completed");
             }
             held += device.held();
-            // a device that has gone away since has no trouble any more
-            device.setback.take_if(|setback| now.saturating_sub(setback.last) > SETBACK_MEMORY);
+            device.setback.take_if(|setback| setback.is_over(now));
+            device.turned_away.take_if(|turned_away| turned_away.is_over(now));
             if let Some(setback) = device.setback {
                 troubled += 1;
                 longest = longest.max(setback.last.saturating_sub(setback.since));
@@ -93,13 +90,17 @@ impl<O: Outbox> Fleet<O> {
         if troubled == 0 && self.in_trouble {
             self.in_trouble = false;
             self.warned_at = None;
-            tracing::info!("Keylime answers again");
+            tracing::info!("Keylime is of use again");
         }
         let quiet = self.warned_at.is_none_or(|at| now.saturating_sub(at) >= PATIENCE);
         if longest >= PATIENCE && quiet {
             self.warned_at = Some(now);
             let unavailable = self.services.unavailable_counts();
-            tracing::warn!(devices = troubled, ?unavailable, "Keylime has not answered for over a minute");
+            tracing::warn!(
+                devices = troubled,
+                ?unavailable,
+                "Keylime has been of no use for over a minute; `waiting` shows for which devices"
+            );
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Claims about many devices at once: each by hand-made messages, Keylime by a script, the broker by two queues.
 
 use crate::fixtures::{TestAk, bytes};
-use crate::scripted::{Play, Seen};
+use crate::scripted::{Play, Seen, answer};
 use crate::world::{Device, World, keylime};
 use keylime_mqtt_broker_config::LinkEvent;
 use keylime_mqtt_schemas::AgentId;
@@ -213,4 +213,43 @@ async fn a_bridge_that_restarts_needs_no_new_session_for_a_device_with_a_ticket(
     second.says(&device.id, &device.evidence(&nonce, 0)).await;
     second.result(&device.id, Verdict::Pass).await;
     assert_eq!(first.requests_like("POST /v3.0/sessions"), sessions);
+}
+
+#[tokio::test]
+async fn a_device_for_which_keylime_does_not_answer_is_shown_with_that_reason() {
+    let world = World::new(&[], |_| Some(answer(500, ""))).await;
+    let device = Device::new("gateway-1");
+    world.says(&device.id, &device.ready()).await;
+    assert_eq!(world.later(&device.id).await, LaterReason::Keylime);
+    let waiting = world.snapshot().await.waiting;
+    let [only] = &waiting[..] else { panic!("{waiting:?}") };
+    assert_eq!(
+        (only.id.as_str(), only.reason.as_str()),
+        ("gateway-1", LaterReason::Keylime.to_string().as_str())
+    );
+}
+
+#[tokio::test]
+async fn a_device_that_waits_for_its_turn_to_open_a_session_is_shown_with_that_reason() {
+    let count = AtomicU64::new(0);
+    let world =
+        World::new(&["verifier.sessions_per_minute=5"], move |request| keylime(request, &count)).await;
+    let mut turned_away = None;
+    for n in 0..20 {
+        let device = Device::new(&format!("gateway-{n}"));
+        world.says(&device.id, &device.ready()).await;
+        let busy = world.question(&device.id, "an answer", |question| match question {
+            Question::Later(later) => Some(later.reason == LaterReason::Busy),
+            Question::Prove(_) => Some(false),
+            _ => None,
+        });
+        if busy.await {
+            turned_away = Some(device);
+            break;
+        }
+    }
+    let waiting = world.snapshot().await.waiting;
+    let [only] = &waiting[..] else { panic!("{waiting:?}") };
+    assert_eq!(only.id, turned_away.unwrap().id.as_str());
+    assert_eq!(only.reason, LaterReason::Busy.to_string());
 }

@@ -405,7 +405,9 @@ impl World {
                     self.bad_notices.push(notice);
                 }
                 Output::Notice(Notice::Dropped { kind, why }) => self.dropped.push((kind, why)),
-                Output::Notice(Notice::Setback { .. } | Notice::Unexplained { .. }) => {}
+                Output::Notice(
+                    Notice::Setback { .. } | Notice::TurnedAway { .. } | Notice::Unexplained { .. },
+                ) => {}
             }
         }
     }

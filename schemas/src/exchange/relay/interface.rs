@@ -110,6 +110,11 @@ pub enum Notice {
         /// The wait.
         wait: Duration,
     },
+    /// The budget of new sessions has no room for this device just now; it was told to come again.
+    TurnedAway {
+        /// After so long.
+        wait: Duration,
+    },
     /// Somebody else opened an attestation for this device, such as a second bridge.
     Superseded,
     /// Keylime refused what it was given; its words.

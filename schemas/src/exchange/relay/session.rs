@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::phase::{Phase, Reading, Repeat, Retry, Step};
 use super::port::{Command, Facts, Proven, Session, Token, Unavailable};
-use super::{Relay, SETBACK_CAP, SETBACK_FIRST, Time, doubled};
+use super::{Notice, Relay, SETBACK_CAP, SETBACK_FIRST, Time, doubled};
 use crate::messages::{LaterReason, Nonce, Proof, Prove, Question, RefusedReason};
 use crate::statement::boot_statement;
 
@@ -32,7 +32,9 @@ impl Relay {
                 // all that wait are told the same, so each stands back further until they are few enough
                 let thinned = self.jitter.upper_half(doubled(SETBACK_FIRST, self.setbacks, SETBACK_CAP));
                 self.setbacks += 1;
-                self.later(wait.max(SETBACK_FIRST).max(thinned), LaterReason::Busy);
+                let wait = wait.max(SETBACK_FIRST).max(thinned);
+                self.notice(Notice::TurnedAway { wait });
+                self.later(wait, LaterReason::Busy);
                 self.phase = Phase::Idle;
             }
             Session::Unavailable(unavailable) => self.setback("session", Retry::Proceed, unavailable, now),
