@@ -69,6 +69,8 @@ pub struct Fleet<O> {
     /// Bytes held, as counted last
     held: usize,
     evicted_at: Option<Time>,
+    /// When unfinished messages could not make room for one more fragment
+    crowded_at: Option<Time>,
     in_trouble: bool,
     warned_at: Option<Time>,
     summed_at: Time,
@@ -102,6 +104,7 @@ impl<O: Outbox> Fleet<O> {
             refusals: Refusals::default(),
             held: 0,
             evicted_at: None,
+            crowded_at: None,
             in_trouble: false,
             warned_at: None,
             summed_at: Time::ZERO,

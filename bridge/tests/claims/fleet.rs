@@ -6,8 +6,9 @@ use crate::world::{Device, World, keylime};
 use keylime_mqtt_broker_config::LinkEvent;
 use keylime_mqtt_schemas::AgentId;
 use keylime_mqtt_schemas::codec;
+use keylime_mqtt_schemas::fragment::split;
 use keylime_mqtt_schemas::messages::{
-    Bounded, Enrol, LaterReason, Presence, Question, RefusedReason, Up, Verdict,
+    Blob, BootMarker, Bounded, Enrol, LaterReason, LogKind, Presence, Question, RefusedReason, Up, Verdict,
 };
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -252,4 +253,32 @@ async fn a_device_that_waits_for_its_turn_to_open_a_session_is_shown_with_that_r
     let [only] = &waiting[..] else { panic!("{waiting:?}") };
     assert_eq!(only.id, turned_away.unwrap().id.as_str());
     assert_eq!(only.reason, LaterReason::Busy.to_string());
+}
+
+#[tokio::test]
+async fn unfinished_messages_of_many_senders_keep_out_no_other() {
+    let count = AtomicU64::new(0);
+    let world =
+        World::new(&["limits.max_held_bytes=16777216"], move |request| keylime(request, &count)).await;
+    let device = Device::new("gateway-1");
+    let part = vec![7; 60 * 1024].try_into().unwrap();
+    let boot = BootMarker::from([7; 16]).tag();
+    let blob = Up::Blob(Blob { log: LogKind::Ima, boot, offset: 0, part, total: None });
+    // each sends a message of a megabyte but for its end
+    let large = vec![0x42; 1_000_000];
+    for n in 0..40 {
+        let mut parts = split(large.clone(), 1, 110_000).unwrap();
+        parts.pop();
+        for part in parts {
+            world.message(&format!("keylime/v1/hoarder-{n}/evidence"), part).await;
+        }
+    }
+    world.says(&device.id, &blob).await;
+    // it was put together and read
+    world.refused("Blob", "no log was asked for").await;
+    let refused = world.snapshot().await.refused;
+    assert!(
+        refused.iter().any(|(kind, why, _)| kind == "message" && why.contains("had to make room")),
+        "{refused:?}"
+    );
 }
