@@ -12,6 +12,7 @@
 //! well, whichever is free first. That one attestation may reach another worker, whose timer is of no harm: the device is
 //! back in its own lane for the next one, and the first worker reports a TIMEOUT only after five that it has not seen.
 
+use super::json_api::is_of_v2;
 use super::token::SessionToken;
 use super::trust::trust_nobody;
 use super::unavailable::{Counters, Reason, Unavailable};
@@ -137,6 +138,13 @@ pub(super) struct Answer {
     /// The whole body, or why there is none: what a status code alone says stays usable when the body is not.
     /// Wiped when dropped, for one of them carries a token
     pub(super) body: Result<Zeroizing<Vec<u8>>, Reason>,
+}
+
+impl Answer {
+    /// Whether it is in the words of Keylime's v2
+    pub(super) fn is_of_v2(&self) -> bool {
+        self.body.as_ref().is_ok_and(|body| is_of_v2(self.status, body))
+    }
 }
 
 impl Endpoint {

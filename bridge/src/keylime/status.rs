@@ -104,7 +104,7 @@ impl Verifier {
             },
             401 => StatusOutcome::TokenRejected,
             403 => StatusOutcome::Forbidden,
-            404 => StatusOutcome::Gone,
+            404 if answer.is_of_v2() => StatusOutcome::Gone,
             _ => StatusOutcome::Unavailable(self.endpoint.unavailable_answer(&answer)),
         }
     }

@@ -1,7 +1,7 @@
 //! Claims about the REST client, against a scripted HTTPS server: each answer of Keylime has its meaning, and everything else none.
 
 use crate::fixtures::{base64, bytes, json};
-use crate::scripted::{Play, Scripted, answer, error};
+use crate::scripted::{Play, Scripted, answer, error, error_v2};
 use keylime_mqtt_bridge::keylime::{
     Activation, AttestationStatus, Capabilities, EvidenceBody, EvidenceType, ImaSegment, Offered, Proved,
     Reason, Registrar, Registration, SessionOpening, SessionToken, StatusOutcome, Submission, Unavailable,
@@ -10,14 +10,14 @@ use keylime_mqtt_bridge::keylime::{
 use std::time::Duration;
 use zeroize::Zeroizing;
 
-const ID: &str = "aaaaaaaa-0000-4000-8000-000000000001";
-const ORDER: [EvidenceType; 3] = [EvidenceType::TpmQuote, EvidenceType::UefiLog, EvidenceType::ImaLog];
+pub const ID: &str = "aaaaaaaa-0000-4000-8000-000000000001";
+pub const ORDER: [EvidenceType; 3] = [EvidenceType::TpmQuote, EvidenceType::UefiLog, EvidenceType::ImaLog];
 
-fn token() -> SessionToken {
+pub fn token() -> SessionToken {
     SessionToken::new(Zeroizing::new("uuid.t0k3n".to_owned())).unwrap()
 }
 
-fn capabilities() -> Capabilities {
+pub fn capabilities() -> Capabilities {
     let public = base64(&json("keylime/evidence.json")["ak_public"]);
     let sent = json("keylime/capabilities.json");
     let key = &sent["data"]["attributes"]["evidence_supported"][0]["capabilities"]["certification_keys"][0];
@@ -32,7 +32,7 @@ fn capabilities() -> Capabilities {
     }
 }
 
-fn evidence() -> EvidenceBody<'static> {
+pub fn evidence() -> EvidenceBody<'static> {
     let quote = &json("keylime/evidence.json")["quote"];
     EvidenceBody {
         attest: base64(&quote["message"]),
@@ -87,8 +87,8 @@ async fn a_registration_is_what_keylimes_own_agent_sends() {
 async fn each_answer_of_the_registrar_has_its_meaning() {
     let later = Play::Answer(429, vec![("Retry-After", "7".to_owned())], vec![]);
     let script = vec![
-        answer(403, "{}"),
-        answer(400, "{}"),
+        error_v2(403),
+        error_v2(400),
         answer(500, ""),
         later,
         answer(200, r#"{"results":{"blob":"!"}}"#),
@@ -117,12 +117,8 @@ async fn each_answer_of_the_registrar_has_its_meaning() {
 
 #[tokio::test]
 async fn each_answer_to_an_activation_has_its_meaning() {
-    let script = vec![
-        answer(200, bytes("keylime/activated.json")),
-        answer(400, "{}"),
-        answer(404, "{}"),
-        answer(503, "{}"),
-    ];
+    let script =
+        vec![answer(200, bytes("keylime/activated.json")), error_v2(400), error_v2(404), answer(503, "{}")];
     let (server, registrar) = registrar(script).await;
     assert!(matches!(registrar.activate(ID, &[0xAB; 48]).await, Activation::Activated));
     assert!(matches!(registrar.activate(ID, &[0xAB; 48]).await, Activation::WrongTag));
@@ -414,9 +410,9 @@ async fn each_status_has_its_meaning() {
         answer(200, known),
         answer(200, fresh),
         answer(200, new_word),
-        answer(401, "{}"),
-        answer(403, "{}"),
-        answer(404, "{}"),
+        error_v2(401),
+        error_v2(403),
+        error_v2(404),
         answer(200, "{}"),
     ];
     let (server, verifier) = verifier(script).await;

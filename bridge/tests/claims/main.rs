@@ -17,6 +17,7 @@ mod fixtures;
 mod fleet;
 mod hostile_bytes;
 mod keylime_answers;
+mod keylime_table;
 mod lanes;
 mod lean;
 mod logs;

@@ -57,6 +57,11 @@ pub fn answer(status: u16, body: impl Into<Vec<u8>>) -> Play {
     Play::Answer(status, vec![], body.into())
 }
 
+/// An error as Keylime's v2 renders it
+pub fn error_v2(status: u16) -> Play {
+    answer(status, format!(r#"{{"code":{status},"status":"said the script","results":{{}}}}"#))
+}
+
 /// A JSON:API error as Keylime renders it
 pub fn error(status: u16, code: &str) -> Play {
     let body =
