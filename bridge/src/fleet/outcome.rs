@@ -120,8 +120,8 @@ fn standing(status: &VerifierStatus) -> Standing {
             AttestationStatus::Unknown => Verdict::Unknown,
         },
         attestation_count: status.attestation_count,
-        last_received: status.last_received_quote,
         last_success: status.last_successful_attestation,
+        interval: status.interval(),
     }
 }
 

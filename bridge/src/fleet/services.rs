@@ -6,7 +6,7 @@
 
 use super::lifetimes::Lifetimes;
 use super::outcome;
-use super::report::{Admitted, unix_now};
+use super::report::Admitted;
 use super::restoring::{Job, restore};
 use super::uefi_cache::{Disk, UefiCache, UefiLog};
 use crate::admission::{Admission, Claim, Decision};
@@ -258,7 +258,7 @@ impl Services {
 
     fn proven(&self, id: &AgentId, token: &SessionToken, certified: AkName) -> Proven {
         let ak_name = certified.as_bytes().to_vec();
-        let ticket = Ticket { token: token.clone(), ak_name, issued: unix_now() };
+        let ticket = Ticket { token: token.clone(), ak_name };
         let sealed = self.tickets.seal(id.as_str(), &self.verifier_name, &ticket);
         // without a ticket a restart costs one more proof, nothing else
         let ticket = sealed.ok().and_then(|sealed| sealed.try_into().ok());

@@ -24,7 +24,7 @@ const QUOTE_ROOM: usize = 8 * 1024;
 /// Kept of an echo: `meta` and what Keylime puts after it have some hundred bytes, errors some thousand
 const ECHO_TAIL: usize = 16 * 1024;
 /// Longest wait believed until the next attestation, seconds
-const MAX_INTERVAL: u64 = 7 * 24 * 3600;
+pub(super) const MAX_INTERVAL: u64 = 7 * 24 * 3600;
 
 /// Evidence in the forms that Keylime reads
 #[derive(Debug, Clone)]

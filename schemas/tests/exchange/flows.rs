@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use keylime_mqtt_schemas::messages::{LaterReason, Outcome, Verdict};
+use keylime_mqtt_schemas::messages::{LaterReason, Outcome, RefusedReason, Verdict};
 
 use super::device::{Device, dense_log};
 use super::keylime::Policy;
@@ -261,6 +261,19 @@ fn a_silent_device_is_reported_as_timed_out_and_as_passing_once_it_is_back() {
     let passes = world.passes();
     let limit = world.now + Duration::from_secs(400);
     assert!(world.run_until(limit, |world| world.passes() > passes));
+}
+
+#[test]
+fn a_device_that_sleeps_longer_than_keylime_waits_is_refused_with_the_remedy() {
+    for (sleep, refused) in [(50, &[][..]), (51, &[RefusedReason::Sleep][..])] {
+        let mut world = world(PLAIN, BTreeMap::new());
+        world.device.sleep = Some(sleep);
+        let limit = world.now + Duration::from_secs(60);
+        world.run_until(limit, |_| false);
+        assert_eq!(world.refusals, refused);
+        assert_eq!(world.accepted.is_empty(), !refused.is_empty());
+    }
+    assert!(RefusedReason::Sleep.to_string().contains("quote_interval"));
 }
 
 #[test]

@@ -145,10 +145,5 @@ impl Hand {
 }
 
 pub(crate) fn standing(verdict: Verdict, attestation_count: u64) -> Standing {
-    Standing {
-        verdict,
-        attestation_count,
-        last_received: attestation_count * 10,
-        last_success: attestation_count * 10,
-    }
+    Standing { verdict, attestation_count, last_success: attestation_count * 10, interval: None }
 }

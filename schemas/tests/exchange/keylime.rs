@@ -92,8 +92,12 @@ impl Keylime {
     /// The operator adds the device with this policy; `false` while the registrar does not know it as active.
     pub(crate) fn add(&mut self, policy: Policy) -> bool {
         let Some(record) = self.record.as_ref().filter(|record| record.active) else { return false };
-        let standing =
-            Standing { verdict: Verdict::Pending, attestation_count: 0, last_received: 0, last_success: 0 };
+        let standing = Standing {
+            verdict: Verdict::Pending,
+            attestation_count: 0,
+            last_success: 0,
+            interval: Some(INTERVAL),
+        };
         let (ak, attestations) = (record.ak, Vec::new());
         self.enrolled =
             Some(Enrolled { ak, policy, attestations, standing, passed: None, last_evidence: None });
@@ -250,7 +254,6 @@ impl Keylime {
             attestation.received = true;
         }
         enrolled.last_evidence = Some(now);
-        enrolled.standing.last_received = now.as_secs() + 1;
         if right_nonce && quoted && ima_explains && right_uefi && enrolled.standing.verdict != Verdict::Fail {
             enrolled.passed = Some((boot_time, upto, pcr10));
             enrolled.standing.verdict = Verdict::Pass;

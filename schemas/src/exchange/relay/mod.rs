@@ -293,6 +293,8 @@ impl Relay {
             self.check_boot(&facts);
         } else if self.baseline.is_none() {
             self.read_status(token, phase::Reading::Baseline);
+        } else if self.oversleeps(&facts) {
+            self.refuse(RefusedReason::Sleep);
         } else if let Some(at) = self.offered_at.map(|at| at + LEAST_BETWEEN_OFFERS).filter(|at| *at > now) {
             self.phase = Phase::Setback { retry_at: at, retry: Box::new(Retry::Proceed) };
         } else {
@@ -393,6 +395,12 @@ impl Relay {
 
     fn interval(&self) -> Duration {
         self.interval.unwrap_or(ASSUMED_INTERVAL)
+    }
+
+    /// Keylime would report a TIMEOUT between any two of its attestations.
+    fn oversleeps(&self, facts: &Facts) -> bool {
+        let sleep = facts.sleep.map(|seconds| Duration::from_secs(u64::from(seconds)));
+        sleep.zip(self.interval).is_some_and(|(sleep, interval)| sleep > interval * TIMEOUT_INTERVALS)
     }
 
     fn sleeps(&self) -> bool {

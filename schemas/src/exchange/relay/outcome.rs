@@ -40,6 +40,7 @@ impl Relay {
         match (status, reading) {
             (Status::Standing(standing), Reading::Baseline) => {
                 self.setbacks = 0;
+                self.interval = standing.interval.or(self.interval);
                 self.baseline = Some(standing);
                 self.proceed(now);
             }
@@ -82,8 +83,8 @@ impl Relay {
         let before = self.baseline.unwrap_or(Standing {
             verdict: Verdict::Pending,
             attestation_count: 0,
-            last_received: 0,
             last_success: 0,
+            interval: None,
         });
         let waited = now.saturating_sub(settling.submitted_at);
         let advanced = standing.attestation_count > before.attestation_count

@@ -364,10 +364,10 @@ pub struct Standing {
     pub verdict: Verdict,
     /// Its count of attestations.
     pub attestation_count: u64,
-    /// Its time of the last evidence, Unix seconds; 0 for none.
-    pub last_received: u64,
     /// Its time of the last success, Unix seconds; 0 for none.
     pub last_success: u64,
+    /// Its interval between attestations, when it names it.
+    pub interval: Option<Duration>,
 }
 
 /// The verifier on the status of a device.
