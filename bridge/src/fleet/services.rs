@@ -28,7 +28,8 @@ use keylime_mqtt_schemas::exchange::relay::{
 };
 use keylime_mqtt_schemas::messages::{AkName, Bounded, Digest, Enrol, RefusedReason, Signed};
 use rustls_pki_types::UnixTime;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Instant;
 use tokio::sync::{Semaphore, SemaphorePermit};
 use zeroize::Zeroizing;
@@ -48,7 +49,9 @@ pub(super) struct Services {
     verifier: Verifier,
     /// What tickets are bound to
     verifier_name: String,
-    admission: Mutex<Admission>,
+    admission: RwLock<Admission>,
+    admission_changes: AtomicU64,
+    refreshing: AtomicBool,
     budget: Mutex<SessionBudget>,
     tickets: TicketKeys,
     uefi: UefiCache,
@@ -91,7 +94,9 @@ impl Services {
             lifetimes: Lifetimes::default(),
             uefi: UefiCache::new(checked.config.limits.uefi_cache_bytes, disk),
             budget: Mutex::new(budget),
-            admission: Mutex::new(checked.admission),
+            admission: RwLock::new(checked.admission),
+            admission_changes: AtomicU64::new(0),
+            refreshing: AtomicBool::new(false),
             registrar: checked.registrar,
             verifier: checked.verifier,
             tickets: checked.tickets,
@@ -113,9 +118,9 @@ impl Services {
     pub(super) async fn perform(&self, id: &AgentId, command: Command, memory: &mut Memory) -> Option<Done> {
         let done = match command {
             Command::Register(enrol) => Done::Registered(self.register(id, enrol, memory).await),
-            Command::Activate { auth_tag } => {
-                Done::Activated(outcome::activated(&self.registrar.activate(id.as_str(), &auth_tag).await))
-            }
+            Command::Activate { auth_tag } => Done::Activated(outcome::activated(
+                &self.registrar.activate(id.as_str(), auth_tag.as_bytes()).await,
+            )),
             Command::OpenSession { known } => Done::Session(self.open_session(id, known).await),
             Command::Prove { session, proof } => Done::Proven(self.prove(id, &session, &proof).await),
             Command::CheckStatement { statement, expected, ak_public } => {
@@ -157,20 +162,30 @@ impl Services {
         Some(OpenedTicket { token: Token::new(ticket.token.expose().to_owned()), ak })
     }
 
-    /// Reads the admission list again if it changed; says whether it did
-    pub(super) fn refresh_admission(&self) -> bool {
-        match lock(&self.admission).refresh() {
-            Ok(changed) => {
-                if changed {
+    /// Has the admission list read again if it changed, on a thread that may wait for the disk
+    pub(super) fn refresh_admission(self: &Arc<Self>) {
+        let Some(reader) = read(&self.admission).list_reader() else { return };
+        // a disk that hangs is asked once
+        if self.refreshing.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let services = Arc::clone(self);
+        tokio::task::spawn_blocking(move || {
+            match reader.read().map(|changed| write(&services.admission).adopt(changed)) {
+                None => {}
+                Some(Ok(())) => {
+                    services.admission_changes.fetch_add(1, Ordering::AcqRel);
                     tracing::info!("the admission list has changed and was read again");
                 }
-                changed
+                Some(Err(error)) => tracing::warn!("the former admission list stays in force: {error}"),
             }
-            Err(error) => {
-                tracing::warn!("the former admission list stays in force: {error}");
-                false
-            }
-        }
+            services.refreshing.store(false, Ordering::Release);
+        });
+    }
+
+    /// How often the admission list has changed since start
+    pub(super) fn admission_changes(&self) -> u64 {
+        self.admission_changes.load(Ordering::Acquire)
     }
 
     /// Answers of Keylime that were of no use: service, reason, how often
@@ -190,7 +205,7 @@ impl Services {
         let ek_certificate = ek_certificate.as_ref().map(Bounded::as_slice);
         let (ek_public, ak_public) = (ek_public.as_slice(), ak_public.as_slice());
         let claim = Claim { id: id.as_str(), ek_public, ek_certificate, ak_public };
-        let decision = lock(&self.admission).decide(claim, UnixTime::now());
+        let decision = read(&self.admission).decide(claim, UnixTime::now());
         let before = memory.admitted.replace(Admitted::of(&decision, id)).map(|admitted| admitted.decision);
         let refused = match decision {
             Decision::Admitted { .. } => None,
@@ -386,4 +401,14 @@ async fn turn(semaphore: &Semaphore) -> Option<SemaphorePermit<'_>> {
 /// What a panic elsewhere left behind is still consistent: every change under these locks is a single step
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// As [`lock`]
+fn read<T>(lock: &RwLock<T>) -> RwLockReadGuard<'_, T> {
+    lock.read().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// As [`lock`]
+fn write<T>(lock: &RwLock<T>) -> RwLockWriteGuard<'_, T> {
+    lock.write().unwrap_or_else(PoisonError::into_inner)
 }

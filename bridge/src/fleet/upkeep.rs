@@ -23,7 +23,10 @@ impl<O: Outbox> Fleet<O> {
 
     pub(super) fn keep_house(&mut self) {
         let now = self.services.now();
-        if self.services.refresh_admission() {
+        self.services.refresh_admission();
+        let changes = self.services.admission_changes();
+        if changes != self.admission_changes {
+            self.admission_changes = changes;
             self.devices.values_mut().for_each(|device| device.relay.reconsider());
         }
         let mut held = 0;

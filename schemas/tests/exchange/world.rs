@@ -437,7 +437,7 @@ impl World {
                 Done::Registered(self.keylime.registered(enrol.ek_public.as_slice(), ak))
             }
             Command::Activate { auth_tag } => {
-                let activated = self.keylime.activated(auth_tag);
+                let activated = self.keylime.activated(auth_tag.as_bytes());
                 if self.operator && !self.keylime.is_added() {
                     self.keylime.add(self.policy);
                 }

@@ -138,7 +138,7 @@ impl Relay {
     }
 
     pub(super) fn activate(&mut self, enrol: Enrol, blob: Vec<u8>, activation: Activation) {
-        let auth_tag = activation.auth_tag.into_array();
+        let auth_tag = activation.auth_tag;
         self.command(Step::Activating(enrol, blob, activation), Command::Activate { auth_tag });
     }
 

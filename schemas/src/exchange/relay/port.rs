@@ -12,7 +12,7 @@ use super::unpack::{ImaParts, Unpack};
 use crate::exchange::Time;
 use crate::messages::limits::{MAX_PUBLIC, MAX_TICKET};
 use crate::messages::{
-    AkName, BootMarker, Bounded, Digest, Enrol, Nonce, PcrMask, PcrValues, Quote, Ready, ReadyTag,
+    AkName, AuthTag, BootMarker, Bounded, Digest, Enrol, Nonce, PcrMask, PcrValues, Quote, Ready, ReadyTag,
     RefusedReason, Signed, UefiLog, Verdict,
 };
 
@@ -184,8 +184,8 @@ pub enum Command {
     Register(Enrol),
     /// Activate. Answered by [`Done::Activated`].
     Activate {
-        /// HMAC-SHA384 of the device.
-        auth_tag: [u8; 48],
+        /// The device's.
+        auth_tag: AuthTag,
     },
     /// Open a session, inside the budget. Answered by [`Done::Session`].
     OpenSession {
