@@ -94,6 +94,8 @@ pub(crate) struct World {
     pub(crate) policy: Policy,
     /// The operator adds the device as soon as the registrar has it.
     pub(crate) operator: bool,
+    /// And again when it waits for that after a reboot.
+    pub(crate) adds_again: bool,
     attester: Attester,
     relay: Relay,
     reassembly: Reassembly,
@@ -142,6 +144,7 @@ impl World {
             keylime: Keylime::new(),
             policy,
             operator: true,
+            adds_again: false,
             reassembly: Reassembly::default(),
             agent_life: 0,
             bridge_life: 0,
@@ -373,7 +376,9 @@ impl World {
     fn drain(&mut self) {
         while let Some(output) = self.attester.poll_output() {
             match output {
-                attester::Output::Send(up, _, delivery) => {
+                attester::Output::Send(up, via, delivery) => {
+                    // to the bridge that asked; what is said unasked is for any
+                    assert!(via.is_none() || via == self.device.via, "{} goes to {via:?}", up.kind());
                     let number = u32::try_from(self.sent).unwrap();
                     for payload in pack_up(&up, number, PAYLOAD).unwrap() {
                         self.push(NETWORK, Event::ToBridge(payload, delivery));
@@ -416,7 +421,12 @@ impl World {
         match report {
             attester::Report::Enrolled => self.device.enrolled = true,
             attester::Report::Ticket(ticket) => self.device.ticket = Some(ticket.into_vec()),
-            attester::Report::Waiting(later) => self.waiting.push((self.now, later.reason)),
+            attester::Report::Waiting(later) => {
+                self.waiting.push((self.now, later.reason));
+                if self.adds_again && later.reason == LaterReason::Rebooted {
+                    self.keylime.add(self.policy);
+                }
+            }
             attester::Report::Refused(refused) => {
                 self.refused += 1;
                 self.refusals.push(refused.reason);
@@ -506,14 +516,23 @@ impl Write for Beginning {
 
 fn attester(device: &Device, life: u32) -> Attester {
     let seed = u64::from(life) + 1;
-    let settings =
-        attester::Settings { seed, sleeps: device.sleep.is_some(), ..attester::Settings::default() };
+    let settings = attester::Settings {
+        seed,
+        sleeps: device.sleep.is_some(),
+        enrol_again_after: device.enrol_again_after,
+        ..attester::Settings::default()
+    };
     Attester::new(settings, device.enrolled)
 }
 
 fn relay(device: &Device, life: u32, references: &Arc<[Reference]>) -> Relay {
     let seed = u64::from(life) + 1;
-    let settings = relay::Settings { seed, references: Arc::clone(references), ..relay::Settings::default() };
+    let settings = relay::Settings {
+        seed,
+        via: device.via.clone(),
+        references: Arc::clone(references),
+        ..relay::Settings::default()
+    };
     Relay::new(device.id.clone(), settings)
 }
 
