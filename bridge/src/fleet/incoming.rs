@@ -117,6 +117,14 @@ impl<O: Outbox> Fleet<O> {
         let mut unfinished: Vec<_> =
             others.filter_map(|(id, device)| Some((device.reassembly.touched()?, id.clone()))).collect();
         unfinished.sort();
+        let held =
+            |(_, id): &(Time, AgentId)| self.devices.get(id).map_or(0, |device| device.reassembly.held());
+        let freeable: usize = unfinished.iter().map(held).sum();
+        // where it is logs that take the room, nothing is gained by taking fragments away
+        if (self.held + wanted).saturating_sub(freeable) > most {
+            self.crowded_at = Some(now);
+            return false;
+        }
         for (_, id) in unfinished {
             // a quarter at once, for it takes a look at all of them
             if self.held + wanted <= most / 4 * 3 {
@@ -127,9 +135,7 @@ impl<O: Outbox> Fleet<O> {
             device.reassembly.clear();
             self.refuse(&id, "message", "its fragments had to make room for others");
         }
-        let room = self.held + wanted <= most;
-        self.crowded_at = (!room).then_some(now);
-        room
+        true
     }
 
     /// The device, made if there is room for one more
