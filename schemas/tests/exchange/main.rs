@@ -13,6 +13,7 @@
 mod answers;
 mod attest;
 mod broker;
+mod cost;
 mod device;
 mod flows;
 mod hand;
