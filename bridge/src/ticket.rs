@@ -3,7 +3,7 @@
 //! A bridge that restarts, or another replica, opens the ticket that comes with `Ready` and needs no new session, of which Keylime allows
 //! few. Invariant: a ticket opens only for the agent and the verifier it was made for, under a key of the key file; anything else is no ticket.
 //!
-//! Form: version, nonce, then AES-256-GCM over {issued, AK name, token}.
+//! Form: version, nonce, then AES-256-GCM over {AK name, token}.
 
 use crate::keylime::SessionToken;
 use keylime_mqtt_broker_config::is_exposed;
@@ -17,7 +17,7 @@ use thiserror::Error;
 use zeroize::Zeroizing;
 
 /// First byte of every ticket
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 /// Bytes of an AES-256 key
 const KEY_LEN: usize = 32;
 /// Keys in one file: the present one and some that are being retired
@@ -43,8 +43,6 @@ pub struct Ticket {
     pub token: SessionToken,
     /// Name of the AK that proved itself for this token
     pub ak_name: Vec<u8>,
-    /// When the token was obtained, Unix seconds
-    pub issued: u64,
 }
 
 /// A key file that cannot be used
@@ -141,7 +139,6 @@ impl TicketKeys {
         let mut nonce = [0u8; NONCE_LEN];
         self.random.fill(&mut nonce).map_err(|_| SealError)?;
         let mut content = Zeroizing::new(Vec::with_capacity(MAX_TICKET));
-        content.extend_from_slice(&ticket.issued.to_be_bytes());
         content.push(name_len);
         content.extend_from_slice(&ticket.ak_name);
         content.extend_from_slice(ticket.token.expose().as_bytes());
@@ -177,18 +174,13 @@ impl TicketKeys {
 }
 
 fn parse(plain: &[u8]) -> Option<Ticket> {
-    let (issued, rest) = plain.split_first_chunk::<8>()?;
-    let (name_len, rest) = rest.split_first()?;
+    let (name_len, rest) = plain.split_first()?;
     let (ak_name, token) = rest.split_at_checked(usize::from(*name_len))?;
     if ak_name.len() > MAX_NAME {
         return None;
     }
     let token = Zeroizing::new(std::str::from_utf8(token).ok()?.to_owned());
-    Some(Ticket {
-        token: SessionToken::new(token).ok()?,
-        ak_name: ak_name.to_vec(),
-        issued: u64::from_be_bytes(*issued),
-    })
+    Some(Ticket { token: SessionToken::new(token).ok()?, ak_name: ak_name.to_vec() })
 }
 
 /// Agent and verifier, unambiguously: an id holds no NUL
@@ -235,7 +227,7 @@ mod tests {
 
     fn ticket() -> Ticket {
         let token = SessionToken::new(Zeroizing::new("uuid.secret".to_owned())).unwrap();
-        Ticket { token, ak_name: vec![0, 11, 1, 2, 3], issued: 1_790_000_000 }
+        Ticket { token, ak_name: vec![0, 11, 1, 2, 3] }
     }
 
     fn write_keys(path: &Path, text: &str, mode: u32) {

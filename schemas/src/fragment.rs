@@ -90,6 +90,7 @@ struct Unfinished {
     part_size: Option<usize>,
     held: usize,
     since: Time,
+    touched: Time,
 }
 
 impl Reassembly {
@@ -113,6 +114,7 @@ impl Reassembly {
         }
         let Some(unfinished) = &mut self.unfinished else { return Ok(None) };
         unfinished.place(index, count, part.into_vec())?;
+        unfinished.touched = now;
         if unfinished.parts.len() < usize::from(unfinished.count) {
             return Ok(None);
         }
@@ -124,6 +126,11 @@ impl Reassembly {
     /// Bytes held for a message that is not whole.
     pub fn held(&self) -> usize {
         self.unfinished.as_ref().map_or(0, |unfinished| unfinished.held)
+    }
+
+    /// When the last part of an unfinished message came.
+    pub fn touched(&self) -> Option<Time> {
+        self.unfinished.as_ref().map(|unfinished| unfinished.touched)
     }
 
     /// Forgets what has been unfinished for longer than [`LIFETIME`]; says whether there was something.
@@ -139,7 +146,7 @@ impl Reassembly {
 
 impl Unfinished {
     fn new(message: u32, count: u16, since: Time) -> Self {
-        Self { message, count, parts: BTreeMap::new(), part_size: None, held: 0, since }
+        Self { message, count, parts: BTreeMap::new(), part_size: None, held: 0, since, touched: since }
     }
 
     fn place(&mut self, index: u16, count: u16, part: Vec<u8>) -> Result<(), FragmentError> {

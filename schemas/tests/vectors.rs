@@ -233,13 +233,7 @@ fn ups() -> Vec<(&'static str, Up)> {
     vec![
         ("enrol-without-certificate", enrol(None)),
         ("enrol", enrol(Some("3082030a"))),
-        (
-            "activation",
-            Up::Activation(Activation {
-                credential: digest(),
-                auth_tag: serde_bytes::ByteArray::new([0xaa; 48]),
-            }),
-        ),
+        ("activation", Up::Activation(Activation { credential: digest(), auth_tag: [0xaa; 48].into() })),
         ("ready-quote-only", Up::Ready(ready)),
         ("ready-with-ima-and-ticket", Up::Ready(with_ima)),
         ("ready-full", Up::Ready(full)),

@@ -89,7 +89,7 @@ fn secrets(world: &World, device: &Device) -> Result<Vec<(&'static str, Vec<u8>)
                 _ => {}
             }
         } else if let Ok(Up::Activation(message)) = decode::<Up>(&seen.payload) {
-            secrets.push(("auth tag", message.auth_tag.to_vec()));
+            secrets.push(("auth tag", message.auth_tag.as_bytes().to_vec()));
         }
     }
     let kinds = |kind: &str| secrets.iter().any(|(what, _)| *what == kind);

@@ -192,7 +192,7 @@ async fn the_activation_answers_with_what_the_registrar_computes() {
     assert_eq!(activation.credential, Digest::of(&[&blob]));
     // keylime, registrar_agent.py: hmac(key = base64 text of the credential, agent id), SHA-384.
     let key = hmac::Key::new(hmac::HMAC_SHA384, STANDARD.encode(credential).as_bytes());
-    hmac::verify(&key, test.id.as_str().as_bytes(), activation.auth_tag.as_ref()).unwrap();
+    hmac::verify(&key, test.id.as_str().as_bytes(), activation.auth_tag.as_bytes()).unwrap();
 }
 
 #[tokio::test]

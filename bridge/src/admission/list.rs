@@ -46,8 +46,23 @@ pub enum ListError {
 #[derive(Debug)]
 pub struct AdmissionList {
     path: PathBuf,
-    stamp: Stamp,
+    /// As it was read last; none while it cannot be
+    stamp: Option<Stamp>,
     ids: HashMap<String, EkHash>,
+}
+
+/// What it takes to look at the file without holding the list: it may be large, and its disk slow
+#[derive(Debug)]
+pub struct ListReader {
+    path: PathBuf,
+    stamp: Option<Stamp>,
+}
+
+/// A file that has changed, and what was read of it
+#[derive(Debug)]
+pub struct ChangedList {
+    stamp: Option<Stamp>,
+    ids: Result<HashMap<String, EkHash>, ListError>,
 }
 
 /// Changes whenever an editor or a tool has replaced or rewritten the file
@@ -65,23 +80,22 @@ impl AdmissionList {
     /// When it cannot be read, or at its first faulty line.
     pub fn open(path: &Path) -> Result<Self, ListError> {
         let (stamp, ids) = read(path)?;
-        Ok(Self { path: path.to_owned(), stamp, ids })
+        Ok(Self { path: path.to_owned(), stamp: Some(stamp), ids })
     }
 
-    /// Reads the file again if it changed; true if it did
+    /// For looking whether the file has changed
+    pub fn reader(&self) -> ListReader {
+        ListReader { path: self.path.clone(), stamp: self.stamp }
+    }
+
+    /// Puts a changed file in force
     ///
     /// # Errors
     /// As [`AdmissionList::open`], once per change; the former entries stay.
-    pub fn refresh(&mut self) -> Result<bool, ListError> {
-        let stamp = stamp_of(&self.path)?;
-        if stamp == self.stamp {
-            return Ok(false);
-        }
-        self.stamp = stamp;
-        let (stamp, ids) = read(&self.path)?;
-        self.stamp = stamp;
-        self.ids = ids;
-        Ok(true)
+    pub fn adopt(&mut self, changed: ChangedList) -> Result<(), ListError> {
+        self.stamp = changed.stamp;
+        self.ids = changed.ids?;
+        Ok(())
     }
 
     /// How many ids it has
@@ -97,6 +111,22 @@ impl AdmissionList {
     /// The EK that may bear an id
     pub fn ek_hash_of(&self, id: &str) -> Option<&EkHash> {
         self.ids.get(id)
+    }
+}
+
+impl ListReader {
+    /// Reads the file if it has changed
+    pub fn read(self) -> Option<ChangedList> {
+        match stamp_of(&self.path) {
+            Ok(stamp) if self.stamp == Some(stamp) => None,
+            // the same fault as before
+            Err(_) if self.stamp.is_none() => None,
+            Ok(seen) => Some(match read(&self.path) {
+                Ok((stamp, ids)) => ChangedList { stamp: Some(stamp), ids: Ok(ids) },
+                Err(error) => ChangedList { stamp: Some(seen), ids: Err(error) },
+            }),
+            Err(error) => Some(ChangedList { stamp: None, ids: Err(error) }),
+        }
     }
 }
 
@@ -143,6 +173,12 @@ mod tests {
     const A: &str = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
     const B: &str = "BBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBB";
 
+    /// True if the file had changed
+    fn refresh(list: &mut AdmissionList) -> Result<bool, ListError> {
+        let changed = list.reader().read();
+        changed.map_or(Ok(false), |changed| list.adopt(changed).map(|()| true))
+    }
+
     #[test]
     fn a_faulty_change_is_reported_by_line_and_leaves_the_former_list_in_force() {
         let dir = tempfile::tempdir().unwrap();
@@ -150,18 +186,25 @@ mod tests {
         fs::write(&path, format!("# ours\ngate-1 = {A} # north\n\n")).unwrap();
         let mut list = AdmissionList::open(&path).unwrap();
         assert_eq!(list.ek_hash_of("gate-1").unwrap().as_str(), A);
-        assert!(!list.refresh().unwrap());
+        assert!(!refresh(&mut list).unwrap());
 
         fs::write(&path, format!("gate-1 = {A}\ngate-2 {B}\n")).unwrap();
-        let error = list.refresh().unwrap_err().to_string();
+        let error = refresh(&mut list).unwrap_err().to_string();
         assert!(error.contains("admitted, line 2"), "{error}");
         assert!(list.ek_hash_of("gate-1").is_some());
-        assert!(!list.refresh().unwrap(), "the same fault is not reported again");
+        assert!(!refresh(&mut list).unwrap(), "the same fault is not reported again");
 
         fs::write(&path, format!("gate-2 = {B}\n")).unwrap();
-        assert!(list.refresh().unwrap());
+        assert!(refresh(&mut list).unwrap());
         assert!(list.ek_hash_of("gate-1").is_none());
         assert_eq!(list.ek_hash_of("gate-2").unwrap().as_str(), B.to_lowercase());
+
+        fs::remove_file(&path).unwrap();
+        assert!(matches!(refresh(&mut list), Err(ListError::Unreadable { .. })));
+        assert!(!refresh(&mut list).unwrap(), "nor is a missing file");
+        assert!(list.ek_hash_of("gate-2").is_some());
+        fs::write(&path, "").unwrap();
+        assert!(refresh(&mut list).unwrap());
     }
 
     #[test]

@@ -15,7 +15,7 @@ mod x509;
 
 pub use certificate::{EkTrust, EkTrustError, UnusedCertificate};
 pub use ek_public::{EkHash, EkPublicError, ek_hash};
-pub use list::{AdmissionList, ListError};
+pub use list::{AdmissionList, ChangedList, ListError, ListReader};
 
 use crate::tpm::{AkPublic, AkUnfit};
 use certificate::CertificateVerdict;
@@ -166,12 +166,17 @@ impl Admission {
         self.trust.unused()
     }
 
-    /// Reads the list again if its file changed; true if it did
+    /// For looking whether the list's file has changed, without holding the gate
+    pub fn list_reader(&self) -> Option<ListReader> {
+        self.list.as_ref().map(AdmissionList::reader)
+    }
+
+    /// Puts a changed list in force
     ///
     /// # Errors
     /// When the changed file is wrong. The entries read before stay in force.
-    pub fn refresh(&mut self) -> Result<bool, ListError> {
-        self.list.as_mut().map_or(Ok(false), AdmissionList::refresh)
+    pub fn adopt(&mut self, changed: ChangedList) -> Result<(), ListError> {
+        self.list.as_mut().map_or(Ok(()), |list| list.adopt(changed))
     }
 
     /// Decides on a claim, at a given time for the certificates' validity

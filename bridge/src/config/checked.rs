@@ -276,7 +276,7 @@ impl Config {
             url: self.registrar.url.clone(),
             tls,
             timeout: Duration::from_secs(self.registrar.timeout_seconds),
-            lanes: 1,
+            lanes: self.verifier.connections,
         };
         Registrar::new(&settings).map_err(|source| ConfigError::Endpoint { table, source: Box::new(source) })
     }

@@ -7,7 +7,11 @@ use keylime_mqtt_schemas::AgentId;
 use keylime_mqtt_schemas::exchange::Time;
 use keylime_mqtt_schemas::exchange::relay::{Relay, Report, Settings};
 use keylime_mqtt_schemas::fragment::Reassembly;
-use keylime_mqtt_schemas::messages::Verdict;
+use keylime_mqtt_schemas::messages::{LaterReason, Verdict};
+use std::time::Duration;
+
+/// A device that is still there is tried again so soon after its wait
+const TRIED_AGAIN: Duration = Duration::from_secs(150);
 
 /// A device: its half of the exchange and what the shell keeps beside it
 #[derive(Debug)]
@@ -21,8 +25,10 @@ pub(super) struct Device {
     pub(super) timer: Option<Time>,
     /// Last time it sent anything
     pub(super) heard: Time,
-    /// Since when Keylime does not answer for it
-    pub(super) setback: Option<Setback>,
+    /// Since when Keylime is of no use for it
+    pub(super) setback: Option<HeldBack>,
+    /// Since when there was no session for it, or no room to register
+    pub(super) turned_away: Option<HeldBack>,
     /// The last verdict published, and what it waits for
     pub(super) verdict: Option<Verdict>,
     pub(super) waiting: Option<(String, u64)>,
@@ -30,11 +36,30 @@ pub(super) struct Device {
     pub(super) unpublished: Option<Report>,
 }
 
-/// A time in which Keylime does not answer for a device
+/// A time in which a device gets no further
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Setback {
+pub(super) struct HeldBack {
     pub(super) since: Time,
     pub(super) last: Time,
+    /// It is tried again by then
+    until: Time,
+    /// As [`Self::since`], in Unix seconds
+    since_unix: u64,
+}
+
+impl HeldBack {
+    /// Once more, or for the first time
+    pub(super) fn note(held_back: &mut Option<Self>, wait: Duration, now: Time) {
+        let first = Self { since: now, last: now, until: now, since_unix: unix_now() };
+        let held_back = held_back.get_or_insert(first);
+        held_back.last = now;
+        held_back.until = now + wait;
+    }
+
+    /// Whether the device has gone away since, and has no trouble any more
+    pub(super) fn is_over(&self, now: Time) -> bool {
+        now.saturating_sub(self.until) > TRIED_AGAIN
+    }
 }
 
 impl Device {
@@ -48,6 +73,7 @@ impl Device {
             timer: None,
             heard: now,
             setback: None,
+            turned_away: None,
             verdict: None,
             waiting: None,
             unpublished: None,
@@ -56,7 +82,21 @@ impl Device {
 
     /// Bytes held for it
     pub(super) fn held(&self) -> usize {
-        self.relay.held() + self.reassembly.held()
+        self.relay.held() + self.reassembly.held() + self.memory.held()
+    }
+
+    /// Gives back what [`Self::held`] counts, save what a command under way needs; says whether there was any
+    pub(super) fn shed(&mut self) -> bool {
+        if self.held() == 0 {
+            return false;
+        }
+        let fragments = self.reassembly.held() > 0;
+        self.reassembly.clear();
+        let logs = self.relay.shed();
+        if logs {
+            self.memory.uefi = None;
+        }
+        fragments || logs
     }
 
     /// Whether it can be forgotten without loss
@@ -78,7 +118,10 @@ impl Device {
 
     /// For `waiting`
     pub(super) fn waiting(&self, id: &AgentId) -> Option<Waiting> {
-        let (reason, since) = self.waiting.clone()?;
+        let held_back = [(self.setback, LaterReason::Keylime), (self.turned_away, LaterReason::Busy)]
+            .into_iter()
+            .find_map(|(held_back, reason)| Some((reason.to_string(), held_back?.since_unix)));
+        let (reason, since) = held_back.or_else(|| self.waiting.clone())?;
         let admitted = self.memory.admitted.as_ref();
         Some(Waiting {
             id: id.to_string(),

@@ -4,7 +4,7 @@
 
 use super::broker::Outbox;
 use super::device::Device;
-use super::{Fleet, LEAST_BETWEEN_EVICTIONS, RECENT};
+use super::{Fleet, HOUSEKEEPING, LEAST_BETWEEN_EVICTIONS, RECENT};
 use keylime_mqtt_broker_config::LinkEvent;
 use keylime_mqtt_schemas::AgentId;
 use keylime_mqtt_schemas::codec;
@@ -68,7 +68,7 @@ impl<O: Outbox> Fleet<O> {
     }
 
     fn handle_evidence(&mut self, id: &AgentId, payload: Vec<u8>, now: Time) {
-        let full = is_fragment(&payload) && self.held + payload.len() > self.limits.max_held_bytes;
+        let full = is_fragment(&payload) && !self.has_room(id, payload.len(), now);
         let Some(device) = self.device(id, now) else { return };
         device.heard = now;
         if !device.allowance.take(now) {
@@ -102,6 +102,42 @@ impl<O: Outbox> Fleet<O> {
                 self.refusals.count("message", "not a message of this protocol");
             }
         }
+    }
+
+    /// Whether a fragment has room. Those that have waited longest for the next part of their message make it: they are
+    /// the least likely to become whole, and whoever leaves many unfinished keeps out nobody else
+    fn has_room(&mut self, sender: &AgentId, wanted: usize, now: Time) -> bool {
+        let most = self.limits.max_held_bytes;
+        if self.held + wanted <= most {
+            return true;
+        }
+        // looking through all devices again would free as little
+        if self.crowded_at.is_some_and(|at| now.saturating_sub(at) < HOUSEKEEPING) {
+            return false;
+        }
+        let others = self.devices.iter().filter(|(id, _)| *id != sender);
+        let mut unfinished: Vec<_> =
+            others.filter_map(|(id, device)| Some((device.reassembly.touched()?, id.clone()))).collect();
+        unfinished.sort();
+        let held =
+            |(_, id): &(Time, AgentId)| self.devices.get(id).map_or(0, |device| device.reassembly.held());
+        let freeable: usize = unfinished.iter().map(held).sum();
+        // where it is logs that take the room, nothing is gained by taking fragments away
+        if (self.held + wanted).saturating_sub(freeable) > most {
+            self.crowded_at = Some(now);
+            return false;
+        }
+        for (_, id) in unfinished {
+            // a quarter at once, for it takes a look at all of them
+            if self.held + wanted <= most / 4 * 3 {
+                break;
+            }
+            let Some(device) = self.devices.get_mut(&id) else { continue };
+            self.held = self.held.saturating_sub(device.reassembly.held());
+            device.reassembly.clear();
+            self.refuse(&id, "message", "its fragments had to make room for others");
+        }
+        true
     }
 
     /// The device, made if there is room for one more

@@ -69,6 +69,10 @@ pub struct Fleet<O> {
     /// Bytes held, as counted last
     held: usize,
     evicted_at: Option<Time>,
+    /// When unfinished messages could not make room for one more fragment
+    crowded_at: Option<Time>,
+    /// Changes of the admission list that the relays know of
+    admission_changes: u64,
     in_trouble: bool,
     warned_at: Option<Time>,
     summed_at: Time,
@@ -102,6 +106,8 @@ impl<O: Outbox> Fleet<O> {
             refusals: Refusals::default(),
             held: 0,
             evicted_at: None,
+            crowded_at: None,
+            admission_changes: 0,
             in_trouble: false,
             warned_at: None,
             summed_at: Time::ZERO,

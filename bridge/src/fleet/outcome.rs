@@ -18,6 +18,8 @@ const NONCE_MARGIN: Duration = Duration::from_secs(10);
 const CHALLENGE_MARGIN: Duration = Duration::from_secs(30);
 /// When Keylime does not say when the next attestation is due; too early costs one 429 that does say it
 const UNKNOWN_INTERVAL: Duration = Duration::from_secs(10);
+/// The code that unpacks ended in a panic
+pub(super) const UNPACKING_FAILED: &str = "unpacking it failed in the bridge";
 /// When a 429 does not say how long
 const UNKNOWN_BLOCK: Duration = Duration::from_secs(60);
 
@@ -118,8 +120,8 @@ fn standing(status: &VerifierStatus) -> Standing {
             AttestationStatus::Unknown => Verdict::Unknown,
         },
         attestation_count: status.attestation_count,
-        last_received: status.last_received_quote,
         last_success: status.last_successful_attestation,
+        interval: status.interval(),
     }
 }
 
@@ -150,27 +152,67 @@ pub(super) fn broken(command: &Command) -> Option<Done> {
         Command::ReadStatus { .. } => Done::Status(Status::Unavailable(unavailable)),
         Command::Offer { .. } => Done::Offered(Offered::Unavailable(unavailable)),
         Command::FindUefi(_) => Done::UefiFound(false),
+        Command::Unpack(_) => Done::Unpacked(Err(UNPACKING_FAILED)),
         Command::KeepUefi(..) => return None,
         Command::Restore(_) => Done::Restored(Restoring::Unbound("restoring it failed in the bridge")),
         Command::Submit { .. } => Done::Submitted(Submitted::Unavailable(unavailable)),
     })
 }
 
-/// Whether Keylime gave no usable answer
-pub(super) fn is_unavailable(done: &Done) -> bool {
-    matches!(
-        done,
-        Done::Registered(Registered::Unavailable(_))
-            | Done::Activated(Activated::Unavailable(_))
-            | Done::Session(Session::Unavailable(_))
-            | Done::Proven(Proven::Unavailable(_))
-            | Done::Status(Status::Unavailable(_))
-            | Done::Offered(Offered::Unavailable(_))
-            | Done::Submitted(Submitted::Unavailable(_))
-    )
+/// Whether Keylime got a device further, or said why it does not
+///
+/// A session that opens is no sign of that: one precedes each proof, however long proofs have been failing.
+pub(super) fn served(done: &Done) -> bool {
+    match done {
+        Done::Registered(registered) => matches!(registered, Registered::Refused(_)),
+        Done::Activated(activated) => !matches!(activated, Activated::Unavailable(_)),
+        Done::Proven(proven) => matches!(proven, Proven::NotEnrolled | Proven::BadProof),
+        Done::Status(status) => matches!(status, Status::Standing(_) | Status::Gone),
+        Done::Offered(offered) => {
+            !matches!(offered, Offered::TokenRejected | Offered::Conflict | Offered::Unavailable(_))
+        }
+        Done::Submitted(submitted) => {
+            !matches!(submitted, Submitted::TokenRejected | Submitted::LogGone | Submitted::Unavailable(_))
+        }
+        Done::Withdrawn
+        | Done::Session(_)
+        | Done::StatementChecked(_)
+        | Done::UefiFound(_)
+        | Done::Unpacked(_)
+        | Done::Restored(_) => false,
+    }
 }
 
 /// Never less than half, however short Keylime makes it
 fn less(good_for: Duration, margin: Duration) -> Duration {
     good_for.saturating_sub(margin).max(good_for / 2)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_session_that_opens_before_each_failing_proof_does_not_hide_the_trouble_with_proofs() {
+        let opened = Session::Opened {
+            session: "s".to_owned(),
+            nonce: Nonce::from([0; 16]),
+            good_for: Duration::from_secs(60),
+        };
+        let silent = Unavailable { retry_after: None };
+        let troubled = [
+            Done::Session(opened),
+            Done::Proven(Proven::SessionGone),
+            Done::Proven(Proven::Unavailable(silent)),
+            Done::Offered(Offered::TokenRejected),
+        ];
+        assert!(!troubled.iter().any(served));
+        let well = [
+            Done::Offered(Offered::NothingRequested),
+            Done::Submitted(Submitted::AlreadyAccepted),
+            Done::Activated(Activated::Accepted),
+            Done::Proven(Proven::NotEnrolled),
+        ];
+        assert!(well.iter().all(served));
+    }
 }

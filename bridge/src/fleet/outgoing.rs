@@ -3,12 +3,12 @@
 //! Invariant: nothing here waits. A command's task always reports back, even if the code that carries it out fails.
 
 use super::broker::{Outbox, Unsent};
-use super::device::Setback;
-use super::outcome::{broken, is_unavailable};
+use super::device::HeldBack;
+use super::outcome::{broken, served};
 use super::report::result_of;
 use super::{Finished, Fleet};
 use keylime_mqtt_schemas::AgentId;
-use keylime_mqtt_schemas::exchange::relay::{Command, Done, Input, Notice, Report, Submitted};
+use keylime_mqtt_schemas::exchange::relay::{Command, Done, Input, Notice, Report, Session, Submitted};
 use keylime_mqtt_schemas::exchange::{Delivery, Time};
 use keylime_mqtt_schemas::messages::{Down, Verdict};
 use keylime_mqtt_schemas::wire::pack_down;
@@ -62,8 +62,11 @@ impl<O: Outbox> Fleet<O> {
         if matches!(done, Done::Submitted(_)) && !again {
             device.memory.uefi = None;
         }
-        if !is_unavailable(&done) {
+        if served(&done) {
             device.setback = None;
+            device.turned_away = None;
+        } else if matches!(done, Done::Session(Session::Opened { .. })) {
+            device.turned_away = None;
         }
         self.drive(&id, Input::Done(done), now);
     }
@@ -98,11 +101,17 @@ impl<O: Outbox> Fleet<O> {
             Notice::Setback { what, wait } => {
                 tracing::debug!(agent = %id, what, ?wait, "Keylime did not answer");
                 if let Some(device) = self.devices.get_mut(id) {
-                    device.setback.get_or_insert(Setback { since: now, last: now }).last = now;
+                    HeldBack::note(&mut device.setback, wait, now);
                 }
                 if !self.in_trouble {
                     self.in_trouble = true;
                     tracing::info!(agent = %id, what, "Keylime does not answer; it is tried again");
+                }
+            }
+            Notice::TurnedAway { wait } => {
+                tracing::debug!(agent = %id, ?wait, "no room for it just now");
+                if let Some(device) = self.devices.get_mut(id) {
+                    HeldBack::note(&mut device.turned_away, wait, now);
                 }
             }
             // as intended where several serve: the device has gone over to another

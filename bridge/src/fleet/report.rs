@@ -42,6 +42,8 @@ pub struct Waiting {
 /// What admission said to a device's last `Enrol`
 #[derive(Debug, Clone)]
 pub(super) struct Admitted {
+    /// Its name
+    pub(super) decision: &'static str,
     pub(super) ek_hash: Option<String>,
     pub(super) remedy: Option<String>,
 }
@@ -61,7 +63,7 @@ impl Admitted {
             Decision::Malformed { reason } => Some((*reason).to_owned()),
             _ => decision.remedy(id.as_str()),
         };
-        Self { ek_hash, remedy: detail }
+        Self { decision: decision.name(), ek_hash, remedy: detail }
     }
 }
 

@@ -5,12 +5,13 @@
 use super::uefi_cache::UefiLog;
 use crate::restore::{Bound, UefiReplay, Unbound, bind, pcr_blob, restore_brief};
 use crate::tpm::AkPublic;
+use keylime_mqtt_schemas::compact::Reference;
 use keylime_mqtt_schemas::exchange::relay::{self, ImaText, Restore, Restored, Restoring};
 use keylime_mqtt_schemas::ima::{ImaProblem, ImaReplay, ImaState, extend_by, follows_from_pcr, replay_ima};
 use keylime_mqtt_schemas::messages::{Digest, IMA_PCR, PcrMask, PcrValues, Quote, Signed};
 use std::sync::Arc;
 
-/// More IMA lines than that are followed on a thread of their own; fewer cost less than getting there
+/// More bytes of IMA lines than that are followed on a thread of their own; fewer cost less than getting there
 const FEW_LINES: usize = 32 * 1024;
 
 /// All that restoring needs
@@ -18,22 +19,30 @@ pub(super) struct Job {
     pub(super) restore: Restore,
     /// The UEFI log that is wanted
     pub(super) uefi: Option<Arc<UefiLog>>,
+    /// Files that the device may have packed its lines with
+    pub(super) references: Arc<[Reference]>,
 }
 
 impl Job {
     /// Whether it takes longer than a handover to another thread
     pub(super) fn is_long(&self) -> bool {
-        let lines = self.restore.ima.as_ref().map_or(0, |ima| ima.lines.len());
-        lines > FEW_LINES || self.uefi.as_ref().is_some_and(|log| !log.is_replayed())
+        // what a few packed bytes become is not known beforehand
+        let ima = self.restore.ima.as_ref();
+        let long = ima.is_some_and(|ima| ima.gathered.len() > FEW_LINES || !ima.packed.is_empty());
+        long || self.uefi.as_ref().is_some_and(|log| !log.is_replayed())
     }
 }
 
 /// What came of it
 pub(super) fn restore(job: Job) -> Restoring {
-    let Job { restore, uefi } = job;
+    let Job { restore, uefi, references } = job;
     let Restore { offer, quote, boot_statement, ak_public, pcrs, ima, uefi: uefi_digest } = restore;
     let Ok(ak) = AkPublic::parse(ak_public.as_slice()) else {
         return Restoring::Unbound(name(Unbound::Kind));
+    };
+    let ima = match ima.map(|parts| parts.text(&references)).transpose() {
+        Ok(ima) => ima,
+        Err(why) => return Restoring::Unreadable(why),
     };
     let from = ima.as_ref().and_then(known_start);
     let nonce = offer.nonce.as_bytes();
@@ -107,21 +116,23 @@ fn explain(quote: Signed, bound: Bound, logs: Logs) -> Restoring {
         }
     });
     let uefi = logs.wants_uefi.then(|| explain_uefi(logs.uefi.as_deref(), &pcrs));
-    let mut restored = Box::new(Restored {
+    let mut restored = Restored {
         quote,
         pcr_blob: pcr_blob(&pcrs),
-        ima: logs.ima.map(|text| text.lines),
+        ima: logs.ima.map(|text| Arc::new(text.lines)),
         uefi: logs.uefi_digest,
-    });
+    };
     match (ima, uefi) {
-        (Some(Err(what)), _) | (_, Some(Err(what))) => Restoring::Unexplained { restored, pcrs, what },
+        (Some(Err(what)), _) | (_, Some(Err(what))) => {
+            Restoring::Unexplained { restored: Arc::new(restored), pcrs, what }
+        }
         (ima, _) => {
             let (state, covered) = ima.and_then(Result::ok).unzip();
             // lines beyond the quote are anybody's, and the verifier would judge them
             if let (Some(lines), Some(covered)) = (&mut restored.ima, covered) {
-                lines.truncate(covered);
+                Arc::make_mut(lines).truncate(covered);
             }
-            Restoring::Explained { restored, pcrs, ima: state }
+            Restoring::Explained { restored: Arc::new(restored), pcrs, ima: state }
         }
     }
 }

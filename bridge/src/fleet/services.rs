@@ -1,12 +1,12 @@
 //! The commands of relays, carried out.
 //!
 //! Invariant: each command ends in exactly one [`Done`] of its kind, within the time limits of the REST client, whatever happens on the way, even if the code
-//! that carries it out fails. At most as many requests are under way at the verifier as there are connections to it, and
+//! that carries it out fails. At most as many requests are under way at Keylime as there are connections to it, and
 //! computing is done on threads of its own, so that no device waits for another's logs.
 
 use super::lifetimes::Lifetimes;
 use super::outcome;
-use super::report::{Admitted, unix_now};
+use super::report::Admitted;
 use super::restoring::{self, Job, restore};
 use super::uefi_cache::{Disk, UefiCache, UefiLog};
 use crate::admission::{Admission, Claim, Decision};
@@ -22,21 +22,23 @@ use crate::tpm::AkPublic;
 use governor::clock::{Clock as _, DefaultClock};
 use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 use keylime_mqtt_schemas::AgentId;
+use keylime_mqtt_schemas::compact::Reference;
 use keylime_mqtt_schemas::exchange::Time;
 use keylime_mqtt_schemas::exchange::relay::{
     Command, Done, Facts, Offer, Offered, OpenedTicket, Proven, Registered, Restored, Restoring, Session,
-    Status, Submitted, Token, Unavailable,
+    Status, Submitted, Token, Unavailable, Unpack,
 };
 use keylime_mqtt_schemas::messages::limits::MAX_PUBLIC;
 use keylime_mqtt_schemas::messages::{AkName, Bounded, Digest, Enrol, Nonce, RefusedReason, Signed};
 use rustls_pki_types::UnixTime;
 use std::num::NonZeroU32;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Instant;
 use tokio::sync::{Semaphore, SemaphorePermit};
 use zeroize::Zeroizing;
 
-/// Restorations at once per bridge; each takes milliseconds, with a log of many entries a fraction of a second
+/// Logs unpacked or followed at once per bridge; each takes milliseconds, with a log of many entries a fraction of a second
 const RESTORATIONS: usize = 4;
 /// Registrations per second of all devices together; each is a chain of certificates to check and a write at the registrar
 const REGISTRATIONS_PER_SECOND: NonZeroU32 = NonZeroU32::MIN.saturating_add(19);
@@ -45,6 +47,11 @@ const REGISTRATIONS_AT_ONCE: NonZeroU32 = NonZeroU32::MIN.saturating_add(199);
 /// What no HMAC of a credential is
 const NO_TAG: [u8; 48] = [0; 48];
 
+/// KiB of large submissions that are made and sent at once: three of the largest, of 100 000 entries
+const LARGE_SUBMISSIONS: u32 = 64 * 1024;
+/// Bytes up to which a submission is not large: a whole UEFI log and some hundred IMA lines
+const SMALL_SUBMISSION: usize = 256 * 1024;
+
 /// Keylime and all that stands between it and the relays
 #[derive(Debug)]
 pub(super) struct Services {
@@ -52,14 +59,17 @@ pub(super) struct Services {
     verifier: Verifier,
     /// What tickets are bound to
     verifier_name: String,
-    admission: Mutex<Admission>,
+    admission: RwLock<Admission>,
+    admission_changes: AtomicU64,
+    refreshing: AtomicBool,
     registrations: DefaultDirectRateLimiter,
     budget: Mutex<SessionBudget>,
     tickets: TicketKeys,
     uefi: UefiCache,
-    at_verifier: Semaphore,
-    at_registrar: Semaphore,
     restoring: Semaphore,
+    large_submissions: Semaphore,
+    /// Files that devices may have packed their logs with
+    references: Arc<[Reference]>,
     lifetimes: Lifetimes,
     started: Instant,
 }
@@ -75,6 +85,14 @@ pub(super) struct Memory {
     session_of: u64,
 }
 
+impl Memory {
+    /// Bytes of a log that nobody else holds: what is in the cache is within the cache's own bound
+    pub(super) fn held(&self) -> usize {
+        let log = self.uefi.as_ref().map(|(_, log)| log).filter(|log| Arc::strong_count(log) == 1);
+        log.map_or(0, |log| log.weight())
+    }
+}
+
 impl Services {
     pub(super) fn new(checked: Checked, started: Instant) -> Self {
         let verifier = &checked.config.verifier;
@@ -83,13 +101,15 @@ impl Services {
         let budget = SessionBudget::new(verifier.sessions_per_minute, verifier.replicas, started);
         Self {
             verifier_name: verifier.url.to_string(),
-            at_verifier: Semaphore::new(verifier.connections),
-            at_registrar: Semaphore::new(verifier.connections),
             restoring: Semaphore::new(RESTORATIONS),
+            large_submissions: Semaphore::new(LARGE_SUBMISSIONS as usize),
+            references: checked.relay.references,
             lifetimes: Lifetimes::default(),
             uefi: UefiCache::new(checked.config.limits.uefi_cache_bytes, disk),
             budget: Mutex::new(budget),
-            admission: Mutex::new(checked.admission),
+            admission: RwLock::new(checked.admission),
+            admission_changes: AtomicU64::new(0),
+            refreshing: AtomicBool::new(false),
             registrations: RateLimiter::direct(
                 Quota::per_second(REGISTRATIONS_PER_SECOND).allow_burst(REGISTRATIONS_AT_ONCE),
             ),
@@ -114,12 +134,10 @@ impl Services {
     pub(super) async fn perform(&self, id: &AgentId, command: Command, memory: &mut Memory) -> Option<Done> {
         let done = match command {
             Command::Register(enrol) => Done::Registered(self.register(id, enrol, memory).await),
-            Command::Activate { auth_tag } => {
-                let _turn = turn(&self.at_registrar).await;
-                Done::Activated(outcome::activated(&self.registrar.activate(id.as_str(), &auth_tag).await))
-            }
+            Command::Activate { auth_tag } => Done::Activated(outcome::activated(
+                &self.registrar.activate(id.as_str(), auth_tag.as_bytes()).await,
+            )),
             Command::Withdraw => {
-                let _turn = turn(&self.at_registrar).await;
                 // the registrar deletes a record on a wrong tag; one that is gone already is as good
                 self.registrar.activate(id.as_str(), &NO_TAG).await;
                 Done::Withdrawn
@@ -149,6 +167,7 @@ impl Services {
                 memory.uefi = self.uefi.find(&digest).await.map(|log| (digest, log));
                 Done::UefiFound(memory.uefi.is_some())
             }
+            Command::Unpack(unpack) => Done::Unpacked(self.unpack(unpack).await),
             Command::KeepUefi(digest, log) => {
                 self.keep_uefi(digest, log, memory);
                 return None;
@@ -158,11 +177,11 @@ impl Services {
                     Some(digest) => self.uefi_log(digest, memory).await,
                     None => None,
                 };
-                let job = Job { restore: *restore, uefi };
+                let job = Job { restore: *restore, uefi, references: Arc::clone(&self.references) };
                 Done::Restored(self.restore(job).await)
             }
             Command::Submit { token, offer, restored } => {
-                Done::Submitted(self.submit(id, &token, &offer, *restored, memory).await)
+                Done::Submitted(self.submit(id, &token, &offer, &restored, memory).await)
             }
         };
         Some(done)
@@ -175,13 +194,30 @@ impl Services {
         Some(OpenedTicket { token: Token::new(ticket.token.expose().to_owned()), ak })
     }
 
-    /// Reads the admission list again if it changed
-    pub(super) fn refresh_admission(&self) {
-        match lock(&self.admission).refresh() {
-            Ok(true) => tracing::info!("the admission list has changed and was read again"),
-            Ok(false) => {}
-            Err(error) => tracing::warn!("the former admission list stays in force: {error}"),
+    /// Has the admission list read again if it changed, on a thread that may wait for the disk
+    pub(super) fn refresh_admission(self: &Arc<Self>) {
+        let Some(reader) = read(&self.admission).list_reader() else { return };
+        // a disk that hangs is asked once
+        if self.refreshing.swap(true, Ordering::AcqRel) {
+            return;
         }
+        let services = Arc::clone(self);
+        tokio::task::spawn_blocking(move || {
+            match reader.read().map(|changed| write(&services.admission).adopt(changed)) {
+                None => {}
+                Some(Ok(())) => {
+                    services.admission_changes.fetch_add(1, Ordering::AcqRel);
+                    tracing::info!("the admission list has changed and was read again");
+                }
+                Some(Err(error)) => tracing::warn!("the former admission list stays in force: {error}"),
+            }
+            services.refreshing.store(false, Ordering::Release);
+        });
+    }
+
+    /// How often the admission list has changed since start
+    pub(super) fn admission_changes(&self) -> u64 {
+        self.admission_changes.load(Ordering::Acquire)
     }
 
     /// Answers of Keylime that were of no use: service, reason, how often
@@ -204,8 +240,8 @@ impl Services {
         let ek_certificate = ek_certificate.as_ref().map(Bounded::as_slice);
         let (ek_public, ak_public) = (ek_public.as_slice(), ak_public.as_slice());
         let claim = Claim { id: id.as_str(), ek_public, ek_certificate, ak_public };
-        let decision = lock(&self.admission).decide(claim, UnixTime::now());
-        memory.admitted = Some(Admitted::of(&decision, id));
+        let decision = read(&self.admission).decide(claim, UnixTime::now());
+        let before = memory.admitted.replace(Admitted::of(&decision, id)).map(|admitted| admitted.decision);
         let refused = match decision {
             Decision::Admitted { .. } => None,
             Decision::UnknownCa { .. } => Some(RefusedReason::UnknownCa),
@@ -214,10 +250,12 @@ impl Services {
             Decision::Malformed { .. } | Decision::UnfitAk(_) => Some(RefusedReason::Malformed),
         };
         if let Some(reason) = refused {
-            tracing::info!(agent = %id, decision = decision.name(), "registration refused");
+            // once per change, for a refused device comes again and again
+            if before != Some(decision.name()) {
+                tracing::info!(agent = %id, decision = decision.name(), "registration refused");
+            }
             return Registered::Refused(reason);
         }
-        let _turn = turn(&self.at_registrar).await;
         match self.registrar.register(id.as_str(), ek_public, ek_certificate, ak_public).await {
             Registration::Registered { blob } => Registered::Credential(blob),
             Registration::Conflict => Registered::Refused(RefusedReason::OtherTpm),
@@ -234,7 +272,6 @@ impl Services {
         if let Budget::Wait(wait) = lock(&self.budget).request(id.as_str(), standing, Instant::now()) {
             return Session::Wait(wait);
         }
-        let _turn = turn(&self.at_verifier).await;
         let opening = self.verifier.open_session(id.as_str()).await;
         if let SessionOpening::RateLimited { retry_after } = opening {
             tracing::warn!(
@@ -247,7 +284,6 @@ impl Services {
     }
 
     async fn prove(&self, id: &AgentId, session: &str, proof: &Signed) -> Proven {
-        let _turn = turn(&self.at_verifier).await;
         let (attest, signature) = (proof.attest.as_slice(), proof.signature.as_slice());
         let proved = self.verifier.prove(id.as_str(), session, attest, signature).await;
         match proved {
@@ -272,7 +308,7 @@ impl Services {
 
     fn proven(&self, id: &AgentId, token: &SessionToken, certified: AkName) -> Proven {
         let ak_name = certified.as_bytes().to_vec();
-        let ticket = Ticket { token: token.clone(), ak_name, issued: unix_now() };
+        let ticket = Ticket { token: token.clone(), ak_name };
         let sealed = self.tickets.seal(id.as_str(), &self.verifier_name, &ticket);
         // without a ticket a restart costs one more proof, nothing else
         let ticket = sealed.ok().and_then(|sealed| sealed.try_into().ok());
@@ -281,7 +317,6 @@ impl Services {
 
     async fn status(&self, id: &AgentId, token: &Token) -> Status {
         let Some(token) = session_token(token) else { return Status::TokenRejected };
-        let _turn = turn(&self.at_verifier).await;
         outcome::status(self.verifier.status(id.as_str(), &token).await)
     }
 
@@ -315,8 +350,14 @@ impl Services {
             uefi: facts.uefi.is_some(),
             boot_time,
         };
-        let _turn = turn(&self.at_verifier).await;
         outcome::offered(self.verifier.offer(id.as_str(), &token, &capabilities).await, self.now())
+    }
+
+    async fn unpack(&self, unpack: Unpack) -> Result<Vec<u8>, &'static str> {
+        let _turn = turn(&self.restoring).await;
+        let references = Arc::clone(&self.references);
+        let unpacked = tokio::task::spawn_blocking(move || unpack.carry_out(&references)).await;
+        unpacked.unwrap_or(Err(outcome::UNPACKING_FAILED))
     }
 
     async fn restore(&self, job: Job) -> Restoring {
@@ -336,15 +377,15 @@ impl Services {
         id: &AgentId,
         token: &Token,
         offer: &Offer,
-        restored: Restored,
+        restored: &Restored,
         memory: &Memory,
     ) -> Submitted {
         let Some(token) = session_token(token) else { return Submitted::TokenRejected };
-        let Ok(text) = restored.ima.map(String::from_utf8).transpose() else {
+        let ima = restored.ima.clone().map(ImaSegment::of);
+        if matches!(ima, Some(None)) {
             let detail = "the IMA log holds a name that is not UTF-8, which Keylime's JSON cannot carry";
             return Submitted::Invalid(detail.to_owned());
-        };
-        let ima = text.map(|text| ImaSegment { count: text.matches('\n').count() as u64, text });
+        }
         let uefi = match &restored.uefi {
             Some(digest) => match self.uefi_log(digest, memory).await.and_then(|log| log.text()) {
                 Some(text) => Some(text),
@@ -354,19 +395,30 @@ impl Services {
             None => None,
         };
         let evidence = EvidenceBody {
-            attest: restored.quote.attest.into_vec(),
-            signature: restored.quote.signature.into_vec(),
-            pcr_blob: restored.pcr_blob,
-            ima,
+            attest: restored.quote.attest.as_slice().to_vec(),
+            signature: restored.quote.signature.as_slice().to_vec(),
+            pcr_blob: restored.pcr_blob.clone(),
+            ima: ima.flatten(),
             uefi,
         };
-        let _turn = turn(&self.at_verifier).await;
+        // the body is made when its turn has come
+        let _room = self.room_for(&evidence).await;
         let order = outcome::order(offer);
         let submission = self.verifier.submit(id.as_str(), &token, offer.index, evidence, &order).await;
         if let Submission::Accepted { seconds_to_next: Some(seconds) } = submission {
             self.lifetimes.interval(seconds);
         }
         outcome::submitted(submission)
+    }
+
+    /// Room for the body of a large submission. Small ones wait for nobody: there are no more of them than connections
+    async fn room_for(&self, evidence: &EvidenceBody) -> Option<SemaphorePermit<'_>> {
+        let size = evidence.log_bytes();
+        if size <= SMALL_SUBMISSION {
+            return None;
+        }
+        let kib = u32::try_from(size / 1024).unwrap_or(u32::MAX).min(LARGE_SUBMISSIONS);
+        self.large_submissions.acquire_many(kib).await.ok()
     }
 
     async fn uefi_log(&self, digest: &Digest, memory: &Memory) -> Option<Arc<UefiLog>> {
@@ -401,4 +453,14 @@ async fn turn(semaphore: &Semaphore) -> Option<SemaphorePermit<'_>> {
 /// What a panic elsewhere left behind is still consistent: every change under these locks is a single step
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// As [`lock`]
+fn read<T>(lock: &RwLock<T>) -> RwLockReadGuard<'_, T> {
+    lock.read().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// As [`lock`]
+fn write<T>(lock: &RwLock<T>) -> RwLockWriteGuard<'_, T> {
+    lock.write().unwrap_or_else(PoisonError::into_inner)
 }

@@ -5,9 +5,6 @@ use super::{Fleet, PATIENCE, Snapshot, SnapshotRequest};
 use keylime_mqtt_schemas::exchange::Time;
 use std::time::Duration;
 
-/// A device for which Keylime is tried is tried at least this often
-const SETBACK_MEMORY: Duration = Duration::from_secs(150);
-
 impl<O: Outbox> Fleet<O> {
     pub(super) fn answer(&mut self, request: SnapshotRequest) {
         let mut waiting: Vec<_> = self.devices.iter().filter_map(|(id, device)| device.waiting(id)).collect();
@@ -27,6 +24,11 @@ impl<O: Outbox> Fleet<O> {
     pub(super) fn keep_house(&mut self) {
         let now = self.services.now();
         self.services.refresh_admission();
+        let changes = self.services.admission_changes();
+        if changes != self.admission_changes {
+            self.admission_changes = changes;
+            self.devices.values_mut().for_each(|device| device.relay.reconsider());
+        }
         let mut held = 0;
         let mut troubled = 0usize;
         let mut longest = Duration::ZERO;
@@ -36,8 +38,8 @@ impl<O: Outbox> Fleet<O> {
                 self.refusals.count("message", "its fragments never completed");
             }
             held += device.held();
-            // a device that has gone away since has no trouble any more
-            device.setback.take_if(|setback| now.saturating_sub(setback.last) > SETBACK_MEMORY);
+            device.setback.take_if(|setback| setback.is_over(now));
+            device.turned_away.take_if(|turned_away| turned_away.is_over(now));
             if let Some(setback) = device.setback {
                 troubled += 1;
                 longest = longest.max(setback.last.saturating_sub(setback.since));
@@ -58,7 +60,7 @@ impl<O: Outbox> Fleet<O> {
             if dropped > 0 {
                 tracing::info!(
                     dropped,
-                    "messages of no use in the last minute; `waiting` shows of which kind"
+                    "messages of no use in the last minute; `waiting --json` shows of which kind"
                 );
             }
         }
@@ -78,8 +80,9 @@ impl<O: Outbox> Fleet<O> {
             }
             let Some(device) = self.devices.get_mut(&id) else { continue };
             let before = device.held();
-            device.reassembly.clear();
-            device.relay.shed();
+            if !device.shed() {
+                continue;
+            }
             self.held = self.held.saturating_sub(before.saturating_sub(device.held()));
             self.refuse(&id, "log", "no room for all logs at once");
             self.settle(&id, now);
@@ -90,13 +93,17 @@ impl<O: Outbox> Fleet<O> {
         if troubled == 0 && self.in_trouble {
             self.in_trouble = false;
             self.warned_at = None;
-            tracing::info!("Keylime answers again");
+            tracing::info!("Keylime is of use again");
         }
         let quiet = self.warned_at.is_none_or(|at| now.saturating_sub(at) >= PATIENCE);
         if longest >= PATIENCE && quiet {
             self.warned_at = Some(now);
             let unavailable = self.services.unavailable_counts();
-            tracing::warn!(devices = troubled, ?unavailable, "Keylime has not answered for over a minute");
+            tracing::warn!(
+                devices = troubled,
+                ?unavailable,
+                "Keylime has been of no use for over a minute; `waiting` shows for which devices"
+            );
         }
     }
 }

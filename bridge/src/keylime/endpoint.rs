@@ -1,11 +1,18 @@
 //! One HTTP service: connections, time limits, size limits.
 //!
-//! Invariant: a call returns within its time limit, with at most its size limit in memory, and every way in which
-//! it can go wrong is a counted [`Unavailable`].
+//! Invariant: once its turn has come a call returns within its time limit, with at most its size limit in memory, and every
+//! way in which it can go wrong is a counted [`Unavailable`].
 //!
 //! A device stays on one of a few keep-alive connections ("lanes"): Keylime's time-out timers live in the worker process that
-//! accepted the connection, and a device that wanders between workers is reported as timed out.
+//! accepted the connection, and a device that wanders between workers is reported as timed out. So a lane is one connection,
+//! and its requests go one after the other: a second request at the same time would open a second connection, which ends at any
+//! worker and pays a TLS handshake. Keylime loses nothing by it, for a worker serves one request at a time.
+//!
+//! A request that hangs would keep all devices of its lane waiting. Who has waited for a while may go by the next lane as
+//! well, whichever is free first. That one attestation may reach another worker, whose timer is of no harm: the device is
+//! back in its own lane for the next one, and the first worker reports a TIMEOUT only after five that it has not seen.
 
+use super::json_api::is_of_v2;
 use super::token::SessionToken;
 use super::trust::trust_nobody;
 use super::unavailable::{Counters, Reason, Unavailable};
@@ -16,12 +23,18 @@ use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 use thiserror::Error;
+use tokio::sync::{Semaphore, SemaphorePermit};
 use zeroize::Zeroizing;
 
 /// Time to connect, TLS included; a service that is up does it in milliseconds
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long an idle connection is kept: above the usual attestation interval, so that lanes last
-const IDLE_TIMEOUT: Duration = Duration::from_secs(300);
+/// How long an idle connection is kept: above the longest usual attestation interval, so that lanes last, and below the hour
+/// after which Keylime's server (Tornado) closes it
+const IDLE_TIMEOUT: Duration = Duration::from_secs(3000);
+/// How often an idle connection is probed, so that what stands between forgets none
+const TCP_KEEPALIVE: Duration = Duration::from_secs(60);
+/// A lane that is not free after this part of a request's longest time is likely held by one that hangs
+const PATIENCE_PART: u32 = 16;
 /// Largest answer of which the content matters; Keylime's are below 4 KiB
 pub(super) const MAX_ANSWER: usize = 256 * 1024;
 /// Longest `Retry-After` believed: Keylime's own blocks end after an hour
@@ -75,12 +88,26 @@ pub enum EndpointError {
 #[derive(Debug)]
 pub(super) struct Endpoint {
     base: Url,
-    lanes: Vec<Client>,
+    lanes: Vec<Lane>,
+    patience: Duration,
     unavailable: Counters,
     /// It could not be connected to since the last answer
     gone: AtomicBool,
     /// How often it answered again after that
     returns: AtomicU64,
+}
+
+/// A connection, and whose turn it is on it
+#[derive(Debug)]
+struct Lane {
+    client: Client,
+    turn: Semaphore,
+}
+
+/// The right to send one request on a lane
+pub(super) struct Turn<'a> {
+    client: &'a Client,
+    _permit: SemaphorePermit<'a>,
 }
 
 /// One request, complete
@@ -118,6 +145,13 @@ pub(super) struct Answer {
     pub(super) body: Result<Zeroizing<Vec<u8>>, Reason>,
 }
 
+impl Answer {
+    /// Whether it is in the words of Keylime's v2
+    pub(super) fn is_of_v2(&self) -> bool {
+        self.body.as_ref().is_ok_and(|body| is_of_v2(self.status, body))
+    }
+}
+
 impl Endpoint {
     pub(super) fn new(settings: &EndpointSettings) -> Result<Self, EndpointError> {
         let url = &settings.url;
@@ -129,21 +163,29 @@ impl Endpoint {
         let tls = tls
             .map_err(|source| EndpointError::Tls { url: Box::new(url.clone()), source: Box::new(source) })?;
         let lanes = (0..settings.lanes.max(1))
-            .map(|_| build_client(settings, tls.clone()))
+            .map(|_| Ok(Lane { client: build_client(settings, tls.clone())?, turn: Semaphore::new(1) }))
             .collect::<Result<_, _>>()
             .map_err(|source| EndpointError::Client { url: Box::new(url.clone()), source })?;
+        let patience = settings.timeout / PATIENCE_PART;
         Ok(Self {
             base: url.clone(),
             lanes,
+            patience,
             unavailable: Counters::default(),
             gone: AtomicBool::new(false),
             returns: AtomicU64::new(0),
         })
     }
 
-    /// Sends one request and reads its answer, both bounded
+    /// Sends one request in its turn and reads its answer, both bounded
     pub(super) async fn send(&self, call: Call<'_>) -> Result<Answer, Unavailable> {
-        let mut request = self.lane(call.agent)?.request(call.method, self.url(call.path)?);
+        let turn = self.turn(call.agent).await?;
+        self.send_in(turn, call).await
+    }
+
+    /// As [`Self::send`], for a body that is so large that it is made only when its turn has come
+    pub(super) async fn send_in(&self, turn: Turn<'_>, call: Call<'_>) -> Result<Answer, Unavailable> {
+        let mut request = turn.client.request(call.method, self.url(call.path)?);
         if let Some(token) = call.token {
             let mut bearer = HeaderValue::from_str(&format!("Bearer {}", token.expose()))
                 .map_err(|_| self.unavailable(Reason::Garbage))?;
@@ -207,12 +249,28 @@ impl Endpoint {
         self.unavailable.snapshot()
     }
 
-    fn lane(&self, agent: &str) -> Result<&Client, Unavailable> {
+    /// Waits for the agent's lane; after a while for the next one, too
+    pub(super) async fn turn(&self, agent: &str) -> Result<Turn<'_>, Unavailable> {
         let mut hasher = DefaultHasher::new();
         agent.hash(&mut hasher);
         let lanes = self.lanes.len().max(1) as u64;
-        let lane = usize::try_from(hasher.finish() % lanes).unwrap_or(0);
-        self.lanes.get(lane).ok_or_else(|| self.unavailable(Reason::Connect))
+        let home = usize::try_from(hasher.finish() % lanes).unwrap_or(0);
+        let mut from_home = self.lanes.iter().cycle().skip(home).take(2);
+        let (Some(home), Some(next)) = (from_home.next(), from_home.next()) else {
+            return Err(self.unavailable(Reason::Connect));
+        };
+        // keeps its place in the queue while it waits for the other as well
+        let waiting = home.turn();
+        tokio::pin!(waiting);
+        let turn = match tokio::time::timeout(self.patience, &mut waiting).await {
+            Ok(turn) => turn,
+            Err(_) if self.lanes.len() == 1 => waiting.await,
+            Err(_) => tokio::select! {
+                turn = &mut waiting => turn,
+                turn = next.turn() => turn,
+            },
+        };
+        turn.ok_or_else(|| self.unavailable(Reason::Connect))
     }
 
     fn url(&self, path: &[&str]) -> Result<Url, Unavailable> {
@@ -229,6 +287,14 @@ impl Endpoint {
     }
 }
 
+impl Lane {
+    /// Waits until it is free; the semaphore is never closed
+    async fn turn(&self) -> Option<Turn<'_>> {
+        let permit = self.turn.acquire().await.ok()?;
+        Some(Turn { client: &self.client, _permit: permit })
+    }
+}
+
 fn build_client(settings: &EndpointSettings, tls: rustls::ClientConfig) -> Result<Client, reqwest::Error> {
     Client::builder()
         .use_preconfigured_tls(tls)
@@ -236,6 +302,7 @@ fn build_client(settings: &EndpointSettings, tls: rustls::ClientConfig) -> Resul
         .redirect(Policy::none())
         .no_proxy()
         .tcp_nodelay(true)
+        .tcp_keepalive(TCP_KEEPALIVE)
         .http1_only()
         .connect_timeout(CONNECT_TIMEOUT)
         .timeout(settings.timeout)

@@ -31,6 +31,20 @@ impl<A> Document<A> {
     }
 }
 
+/// `{"code", "status", "results"}`, in which Keylime's v2 answers
+#[derive(Deserialize)]
+struct Results {
+    code: u16,
+    #[serde(rename = "results")]
+    _results: serde::de::IgnoredAny,
+}
+
+/// Whether it is Keylime that answers so, and about the resource itself: a proxy's page is in no such form, nor is the word
+/// of a Keylime service that was asked for what another one has, which refuses in JSON:API
+pub(super) fn is_of_v2(status: u16, body: &[u8]) -> bool {
+    serde_json::from_slice::<Results>(body).is_ok_and(|results| results.code == status)
+}
+
 /// `{"errors": [...]}`
 #[derive(Debug, Default, Deserialize)]
 pub(super) struct Errors {

@@ -115,9 +115,11 @@ impl Registrar {
                 Ok(blob) => Registration::Registered { blob },
                 Err(reason) => Registration::Unavailable(self.endpoint.unavailable(reason)),
             },
-            403 => Registration::Conflict,
-            429 => Registration::Unavailable(self.endpoint.unavailable_answer(&answer)),
-            status @ 400..=499 => Registration::Rejected { status },
+            // whatever else listens there must not have an operator delete registrations
+            403 if answer.is_of_v2() => Registration::Conflict,
+            status @ (400..=402 | 404..=428 | 430..=499) if answer.is_of_v2() => {
+                Registration::Rejected { status }
+            }
             _ => Registration::Unavailable(self.endpoint.unavailable_answer(&answer)),
         }
     }
@@ -131,8 +133,8 @@ impl Registrar {
         };
         match answer.status {
             200 => Activation::Activated,
-            400 => Activation::WrongTag,
-            404 => Activation::Unknown,
+            400 if answer.is_of_v2() => Activation::WrongTag,
+            404 if answer.is_of_v2() => Activation::Unknown,
             _ => Activation::Unavailable(self.endpoint.unavailable_answer(&answer)),
         }
     }

@@ -7,10 +7,12 @@
 
 use super::Verifier;
 use super::endpoint::{Answer, Call, JSON, Keep, MAX_ANSWER};
+use super::submission::MAX_INTERVAL;
 use super::token::SessionToken;
 use super::unavailable::{Reason, Unavailable};
 use reqwest::Method;
 use serde::Deserialize;
+use std::time::Duration;
 
 /// What came of asking for the status
 #[derive(Debug)]
@@ -38,22 +40,10 @@ pub struct Status {
     pub attestation_count: u64,
     /// Unix seconds, 0 if never
     #[serde(default, deserialize_with = "null_as_default")]
-    pub last_received_quote: u64,
-    /// Unix seconds, 0 if never
-    #[serde(default, deserialize_with = "null_as_default")]
     pub last_successful_attestation: u64,
-    /// Whether an IMA policy is set
-    #[serde(default, deserialize_with = "truth")]
-    pub has_runtime_policy: bool,
-    /// Whether a measured-boot policy is set
-    #[serde(default, deserialize_with = "truth")]
-    pub has_mb_refstate: bool,
     /// The verifier's `quote_interval` as it prints it, e.g. `"60s"`
     #[serde(default)]
     pub attestation_period: Option<String>,
-    /// After how much silence it reports TIMEOUT, e.g. `"300s"`
-    #[serde(default)]
-    pub maximum_attestation_interval: Option<String>,
 }
 
 /// Keylime's verdicts in push mode
@@ -104,16 +94,17 @@ impl Verifier {
             },
             401 => StatusOutcome::TokenRejected,
             403 => StatusOutcome::Forbidden,
-            404 => StatusOutcome::Gone,
+            404 if answer.is_of_v2() => StatusOutcome::Gone,
             _ => StatusOutcome::Unavailable(self.endpoint.unavailable_answer(&answer)),
         }
     }
 }
 
 impl Status {
-    /// The verifier's attestation interval in seconds, if it could be read
-    pub fn interval_seconds(&self) -> Option<u64> {
-        self.attestation_period.as_deref()?.strip_suffix('s')?.parse().ok()
+    /// The verifier's attestation interval, if it could be read; it cuts fractions of a second off
+    pub fn interval(&self) -> Option<Duration> {
+        let seconds: u64 = self.attestation_period.as_deref()?.strip_suffix('s')?.parse().ok()?;
+        (1..=MAX_INTERVAL).contains(&seconds).then(|| Duration::from_secs(seconds))
     }
 }
 
@@ -124,19 +115,4 @@ fn parse_status(answer: &Answer) -> Result<Status, Reason> {
 
 fn null_as_default<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
     Ok(Option::deserialize(deserializer)?.unwrap_or_default())
-}
-
-/// Keylime prints flags as numbers in places
-fn truth<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error> {
-    #[derive(Deserialize)]
-    #[serde(untagged)]
-    enum Flag {
-        Bool(bool),
-        Number(i64),
-    }
-    Ok(match Option::deserialize(deserializer)? {
-        Some(Flag::Bool(flag)) => flag,
-        Some(Flag::Number(number)) => number != 0,
-        None => false,
-    })
 }

@@ -9,7 +9,7 @@
 
 use super::Verifier;
 use super::attestation::EvidenceType;
-use super::endpoint::{Answer, Call, JSON_API, Keep, MAX_ANSWER};
+use super::endpoint::{Answer, Call, JSON_API, Keep, MAX_ANSWER, Turn};
 use super::json_api::{Document, Errors};
 use super::token::SessionToken;
 use super::unavailable::{Reason, Unavailable};
@@ -27,7 +27,7 @@ const LONG: usize = 256 * 1024;
 /// Kept of an echo: `meta` and what Keylime puts after it have some hundred bytes, errors some thousand
 const ECHO_TAIL: usize = 16 * 1024;
 /// Longest wait believed until the next attestation, seconds
-const MAX_INTERVAL: u64 = 7 * 24 * 3600;
+pub(super) const MAX_INTERVAL: u64 = 7 * 24 * 3600;
 
 /// Evidence in the forms that Keylime reads
 #[derive(Debug, Clone)]
@@ -58,13 +58,24 @@ impl UefiText {
     }
 }
 
-/// Entries of an IMA log
+/// Entries of an IMA log, shared with who keeps them until the verifier has them: they may be many megabytes
 #[derive(Debug, Clone)]
 pub struct ImaSegment {
-    /// Number of lines in `text`
-    pub count: u64,
-    /// Ascii lines, each ended by a line feed
-    pub text: String,
+    count: u64,
+    lines: Arc<Vec<u8>>,
+}
+
+impl ImaSegment {
+    /// Ascii lines, each ended by a line feed; `None` where they are not UTF-8, which JSON cannot carry
+    pub fn of(lines: Arc<Vec<u8>>) -> Option<Self> {
+        let count = str::from_utf8(&lines).ok()?.matches('\n').count() as u64;
+        Some(Self { count, lines })
+    }
+
+    /// What it takes in JSON: each line feed becomes two characters
+    fn bytes(&self) -> usize {
+        self.lines.len() + usize::try_from(self.count).unwrap_or(0)
+    }
 }
 
 /// What came of submitting evidence
@@ -133,10 +144,14 @@ impl Verifier {
         if !order.iter().all(|kind| evidence.has(*kind)) {
             return Submission::Invalid { detail: "a requested log is missing".to_owned() };
         }
+        let turn = match self.endpoint.turn(id).await {
+            Ok(turn) => turn,
+            Err(unavailable) => return Submission::Unavailable(unavailable),
+        };
         let Some(body) = write_body(evidence, order).await else {
             return Submission::Unavailable(self.endpoint.unavailable(Reason::Garbage));
         };
-        let mut answer = match self.patch_evidence(id, token, index, body).await {
+        let mut answer = match self.patch_evidence(turn, (id, index), token, body).await {
             Ok(answer) => answer,
             Err(unavailable) => return Submission::Unavailable(unavailable),
         };
@@ -167,9 +182,9 @@ impl Verifier {
 
     async fn patch_evidence(
         &self,
-        id: &str,
+        turn: Turn<'_>,
+        (id, index): (&str, u64),
         token: &SessionToken,
-        index: u64,
         body: Vec<u8>,
     ) -> Result<Answer, Unavailable> {
         // the echo repeats the evidence and the capabilities and adds the PCRs in hex
@@ -186,11 +201,11 @@ impl Verifier {
             max_answer,
             keep: Keep::Tail(ECHO_TAIL),
         };
-        self.endpoint.send(call).await
+        self.endpoint.send_in(turn, call).await
     }
 }
 
-/// The evidence goes with it: a log of many entries is held once while the verifier judges it
+/// The evidence goes with it: all that is held of it while the verifier judges it is the body, and what the caller shares
 async fn write_body(evidence: EvidenceBody, order: &[EvidenceType]) -> Option<Vec<u8>> {
     if evidence.log_bytes() < LONG {
         return body_of(&evidence, order);
@@ -208,6 +223,12 @@ fn body_of(evidence: &EvidenceBody, order: &[EvidenceType]) -> Option<Vec<u8>> {
 }
 
 impl EvidenceBody {
+    /// What the logs take in JSON, bytes
+    pub fn log_bytes(&self) -> usize {
+        let uefi = self.uefi.as_ref().map_or(0, |log| log.0.get().len());
+        uefi + self.ima.as_ref().map_or(0, ImaSegment::bytes)
+    }
+
     /// Whether it holds what the verifier asked for
     fn has(&self, kind: EvidenceType) -> bool {
         match kind {
@@ -215,14 +236,6 @@ impl EvidenceBody {
             EvidenceType::UefiLog => self.uefi.is_some(),
             EvidenceType::ImaLog => self.ima.is_some(),
         }
-    }
-
-    /// What the logs take in JSON
-    fn log_bytes(&self) -> usize {
-        let uefi = self.uefi.as_ref().map_or(0, |log| log.0.get().len());
-        // each line feed becomes two characters
-        let lines = |ima: &ImaSegment| ima.text.len() + usize::try_from(ima.count).unwrap_or(0);
-        uefi + self.ima.as_ref().map_or(0, lines)
     }
 }
 
@@ -237,7 +250,7 @@ fn item_of(kind: EvidenceType, evidence: &EvidenceBody) -> Option<Item<'_>> {
         EvidenceType::UefiLog => ("log", Data::Uefi { entries: &evidence.uefi.as_ref()?.0 }),
         EvidenceType::ImaLog => {
             let ima = evidence.ima.as_ref()?;
-            ("log", Data::Ima { entry_count: ima.count, entries: &ima.text })
+            ("log", Data::Ima { entry_count: ima.count, entries: str::from_utf8(&ima.lines).ok()? })
         }
     };
     Some(Item { evidence_class, evidence_type: kind, data })

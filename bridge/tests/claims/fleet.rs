@@ -1,7 +1,7 @@
 //! Claims about many devices at once: each by hand-made messages, Keylime by a script, the broker by two queues.
 
 use crate::fixtures::{TestAk, bytes};
-use crate::scripted::{Play, Seen};
+use crate::scripted::{Play, Seen, answer};
 use crate::world::{Device, World, keylime};
 use keylime_mqtt_broker_config::LinkEvent;
 use keylime_mqtt_schemas::AgentId;
@@ -9,7 +9,8 @@ use keylime_mqtt_schemas::codec;
 use keylime_mqtt_schemas::fragment::{MAX_PAYLOAD, split};
 use keylime_mqtt_schemas::messages::limits::MAX_PADDING;
 use keylime_mqtt_schemas::messages::{
-    Bounded, Enrol, Heard, Hello, HelloTag, LaterReason, Presence, Question, RefusedReason, Up, Verdict,
+    Blob, BootMarker, Bounded, Enrol, Heard, Hello, HelloTag, LaterReason, LogKind, Presence, Question,
+    RefusedReason, Up, Verdict,
 };
 use keylime_mqtt_schemas::wire::pack_up;
 use std::sync::Arc;
@@ -327,4 +328,71 @@ async fn a_proof_that_does_not_hold_under_the_ak_of_ready_never_reaches_the_veri
         .await;
     assert_eq!(world.requests_like("PATCH /v3.0/sessions"), 1);
     assert_eq!(world.requests_like("POST /v3.0/sessions"), 1);
+}
+
+#[tokio::test]
+async fn a_device_for_which_keylime_does_not_answer_is_shown_with_that_reason() {
+    let world = World::new(&[], |_| Some(answer(500, ""))).await;
+    let device = Device::new("gateway-1");
+    world.says(&device.id, &device.ready()).await;
+    assert_eq!(world.later(&device.id).await, LaterReason::Keylime);
+    let waiting = world.snapshot().await.waiting;
+    let [only] = &waiting[..] else { panic!("{waiting:?}") };
+    assert_eq!(
+        (only.id.as_str(), only.reason.as_str()),
+        ("gateway-1", LaterReason::Keylime.to_string().as_str())
+    );
+}
+
+#[tokio::test]
+async fn a_device_that_waits_for_its_turn_to_open_a_session_is_shown_with_that_reason() {
+    let count = AtomicU64::new(0);
+    let world =
+        World::new(&["verifier.sessions_per_minute=5"], move |request| keylime(request, &count)).await;
+    let mut turned_away = None;
+    for n in 0..20 {
+        let device = Device::new(&format!("gateway-{n}"));
+        world.says(&device.id, &device.ready()).await;
+        let busy = world.question(&device.id, "an answer", |question| match question {
+            Question::Later(later) => Some(later.reason == LaterReason::Busy),
+            Question::Prove(_) => Some(false),
+            _ => None,
+        });
+        if busy.await {
+            turned_away = Some(device);
+            break;
+        }
+    }
+    let waiting = world.snapshot().await.waiting;
+    let [only] = &waiting[..] else { panic!("{waiting:?}") };
+    assert_eq!(only.id, turned_away.unwrap().id.as_str());
+    assert_eq!(only.reason, LaterReason::Busy.to_string());
+}
+
+#[tokio::test]
+async fn unfinished_messages_of_many_senders_keep_out_no_other() {
+    let count = AtomicU64::new(0);
+    let world =
+        World::new(&["limits.max_held_bytes=16777216"], move |request| keylime(request, &count)).await;
+    let device = Device::new("gateway-1");
+    let part = vec![7; 60 * 1024].try_into().unwrap();
+    let boot = BootMarker::from([7; 16]).tag();
+    let blob = Up::Blob(Blob { log: LogKind::Ima, boot, offset: 0, part, total: None });
+    // each sends a message of a megabyte but for its end
+    let large = vec![0x42; 1_000_000];
+    for n in 0..40 {
+        let mut parts = split(large.clone(), 1, 110_000).unwrap();
+        parts.pop();
+        for part in parts {
+            world.message(&format!("keylime/v1/hoarder-{n}/evidence"), part).await;
+        }
+    }
+    world.says(&device.id, &blob).await;
+    // it was put together and read
+    world.refused("Blob", "no log was asked for").await;
+    let refused = world.snapshot().await.refused;
+    assert!(
+        refused.iter().any(|(kind, why, _)| kind == "message" && why.contains("had to make room")),
+        "{refused:?}"
+    );
 }

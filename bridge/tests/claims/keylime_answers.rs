@@ -1,23 +1,24 @@
 //! Claims about the REST client, against a scripted HTTPS server: each answer of Keylime has its meaning, and everything else none.
 
 use crate::fixtures::{base64, bytes, json};
-use crate::scripted::{Play, Scripted, answer, error};
+use crate::scripted::{Play, Scripted, answer, error, error_v2};
 use keylime_mqtt_bridge::keylime::{
     Activation, AttestationStatus, Capabilities, EvidenceBody, EvidenceType, ImaSegment, Offered, Proved,
     Reason, Registrar, Registration, SessionOpening, SessionToken, StatusOutcome, Submission, UefiText,
     Unavailable, Verifier, trust_from_ca_file,
 };
+use std::sync::Arc;
 use std::time::Duration;
 use zeroize::Zeroizing;
 
-const ID: &str = "aaaaaaaa-0000-4000-8000-000000000001";
-const ORDER: [EvidenceType; 3] = [EvidenceType::TpmQuote, EvidenceType::UefiLog, EvidenceType::ImaLog];
+pub const ID: &str = "aaaaaaaa-0000-4000-8000-000000000001";
+pub const ORDER: [EvidenceType; 3] = [EvidenceType::TpmQuote, EvidenceType::UefiLog, EvidenceType::ImaLog];
 
-fn token() -> SessionToken {
+pub fn token() -> SessionToken {
     SessionToken::new(Zeroizing::new("uuid.t0k3n".to_owned())).unwrap()
 }
 
-fn capabilities() -> Capabilities {
+pub fn capabilities() -> Capabilities {
     let public = base64(&json("keylime/evidence.json")["ak_public"]);
     let sent = json("keylime/capabilities.json");
     let key = &sent["data"]["attributes"]["evidence_supported"][0]["capabilities"]["certification_keys"][0];
@@ -32,13 +33,13 @@ fn capabilities() -> Capabilities {
     }
 }
 
-fn evidence() -> EvidenceBody {
+pub fn evidence() -> EvidenceBody {
     let quote = &json("keylime/evidence.json")["quote"];
     EvidenceBody {
         attest: base64(&quote["message"]),
         signature: base64(&quote["signature"]),
         pcr_blob: base64(&quote["subject_data"]),
-        ima: Some(ImaSegment { count: 1, text: "10 00 ima-ng sha256:00 boot_aggregate\n".to_owned() }),
+        ima: ImaSegment::of(Arc::new(b"10 00 ima-ng sha256:00 boot_aggregate\n".to_vec())),
         uefi: UefiText::of(&[1, 2, 3]),
     }
 }
@@ -87,8 +88,8 @@ async fn a_registration_is_what_keylimes_own_agent_sends() {
 async fn each_answer_of_the_registrar_has_its_meaning() {
     let later = Play::Answer(429, vec![("Retry-After", "7".to_owned())], vec![]);
     let script = vec![
-        answer(403, "{}"),
-        answer(400, "{}"),
+        error_v2(403),
+        error_v2(400),
         answer(500, ""),
         later,
         answer(200, r#"{"results":{"blob":"!"}}"#),
@@ -117,12 +118,8 @@ async fn each_answer_of_the_registrar_has_its_meaning() {
 
 #[tokio::test]
 async fn each_answer_to_an_activation_has_its_meaning() {
-    let script = vec![
-        answer(200, bytes("keylime/activated.json")),
-        answer(400, "{}"),
-        answer(404, "{}"),
-        answer(503, "{}"),
-    ];
+    let script =
+        vec![answer(200, bytes("keylime/activated.json")), error_v2(400), error_v2(404), answer(503, "{}")];
     let (server, registrar) = registrar(script).await;
     assert!(matches!(registrar.activate(ID, &[0xAB; 48]).await, Activation::Activated));
     assert!(matches!(registrar.activate(ID, &[0xAB; 48]).await, Activation::WrongTag));
@@ -386,7 +383,7 @@ async fn the_wait_is_found_behind_an_echo_of_any_size_and_content() {
         let (_server, verifier) = verifier(vec![answer(202, body)]).await;
         // as large as the echo, which is bounded by it
         let text = "10 00 ima-ng sha256:00 /tmp/a name of some length, and more\n".repeat(lines);
-        let ima = Some(ImaSegment { count: lines as u64, text });
+        let ima = ImaSegment::of(Arc::new(text.into_bytes()));
         let submission = verifier.submit(ID, &token(), 0, EvidenceBody { ima, ..evidence() }, &ORDER).await;
         let Submission::Accepted { seconds_to_next } = submission else { panic!("{submission:?}") };
         assert_eq!(seconds_to_next, Some(60), "{lines} lines");
@@ -414,17 +411,16 @@ async fn each_status_has_its_meaning() {
         answer(200, known),
         answer(200, fresh),
         answer(200, new_word),
-        answer(401, "{}"),
-        answer(403, "{}"),
-        answer(404, "{}"),
+        error_v2(401),
+        error_v2(403),
+        error_v2(404),
         answer(200, "{}"),
     ];
     let (server, verifier) = verifier(script).await;
     let StatusOutcome::Known(status) = verifier.status(ID, &token()).await else { panic!() };
     assert_eq!(status.attestation_status, AttestationStatus::Pass);
-    assert_eq!((status.attestation_count, status.last_received_quote), (3, 1_795_466_000));
-    assert_eq!((status.has_runtime_policy, status.has_mb_refstate), (true, false));
-    assert_eq!(status.interval_seconds(), Some(10));
+    assert_eq!((status.attestation_count, status.last_successful_attestation), (3, 1_795_466_001));
+    assert_eq!(status.interval(), Some(Duration::from_secs(10)));
     let StatusOutcome::Known(status) = verifier.status(ID, &token()).await else { panic!() };
     assert_eq!(status.attestation_status, AttestationStatus::Pending);
     let StatusOutcome::Known(status) = verifier.status(ID, &token()).await else { panic!() };

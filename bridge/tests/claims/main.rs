@@ -18,6 +18,8 @@ mod fixtures;
 mod fleet;
 mod hostile_bytes;
 mod keylime_answers;
+mod keylime_table;
+mod lanes;
 mod lean;
 mod logs;
 mod maker;

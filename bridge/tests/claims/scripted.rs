@@ -6,6 +6,7 @@ use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use std::collections::VecDeque;
 use std::fmt::Write as _;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tempfile::TempDir;
@@ -48,6 +49,7 @@ impl Seen {
 pub struct Scripted {
     pub settings: EndpointSettings,
     seen: Arc<Mutex<Vec<Seen>>>,
+    connections: Arc<AtomicUsize>,
     dir: TempDir,
 }
 
@@ -55,6 +57,11 @@ type Script = Arc<dyn Fn(&Seen) -> Option<Play> + Send + Sync>;
 
 pub fn answer(status: u16, body: impl Into<Vec<u8>>) -> Play {
     Play::Answer(status, vec![], body.into())
+}
+
+/// An error as Keylime's v2 renders it
+pub fn error_v2(status: u16) -> Play {
+    answer(status, format!(r#"{{"code":{status},"status":"said the script","results":{{}}}}"#))
 }
 
 /// A JSON:API error as Keylime renders it
@@ -104,8 +111,11 @@ impl Scripted {
         let port = listener.local_addr().unwrap().port();
         let seen = Arc::new(Mutex::new(Vec::new()));
         let recorded = seen.clone();
+        let connections = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&connections);
         tokio::spawn(async move {
             while let Ok((socket, _)) = listener.accept().await {
+                counted.fetch_add(1, Ordering::SeqCst);
                 let (acceptor, script, seen) = (acceptor.clone(), script.clone(), recorded.clone());
                 tokio::spawn(async move {
                     if let Ok(stream) = acceptor.accept(socket).await {
@@ -121,12 +131,17 @@ impl Scripted {
             lanes: 1,
         };
         change(&mut settings);
-        Self { settings, seen, dir }
+        Self { settings, seen, connections, dir }
     }
 
     /// The CA that the server's certificate leads to
     pub fn ca_file(&self) -> PathBuf {
         self.dir.path().join("ca.pem")
+    }
+
+    /// Connections that were made so far
+    pub fn connections(&self) -> usize {
+        self.connections.load(Ordering::SeqCst)
     }
 
     pub fn seen(&self) -> Vec<Seen> {

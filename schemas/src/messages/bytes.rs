@@ -58,6 +58,10 @@ exact_bytes!(
     Nonce, 16, hidden
 );
 exact_bytes!(
+    /// HMAC-SHA384 with which a device activates its AK at the registrar. Never shown.
+    AuthTag, 48, hidden
+);
+exact_bytes!(
     /// The first four bytes of SHA-256 over a nonce: says which question an answer belongs to, and nothing more.
     NonceTag, 4, shown
 );

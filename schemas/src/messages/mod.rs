@@ -11,8 +11,8 @@ mod result;
 mod up;
 
 pub use bytes::{
-    AkName, BootMarker, BootTag, Bounded, Digest, HelloTag, NoSuchPcr, Nonce, NonceTag, PcrMask, PcrTag,
-    ReadyTag, TooLong,
+    AkName, AuthTag, BootMarker, BootTag, Bounded, Digest, HelloTag, NoSuchPcr, Nonce, NonceTag, PcrMask,
+    PcrTag, ReadyTag, TooLong,
 };
 pub use down::{
     Accepted, Challenge, Credential, Down, Enrolled, Heard, Later, LaterReason, LogKind, Need, Outcome,

@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize, Serializer};
 
-use super::bytes::{BootMarker, BootTag, Bounded, Digest, HelloTag, NonceTag, PcrMask, ReadyTag};
+use super::bytes::{AuthTag, BootMarker, BootTag, Bounded, Digest, HelloTag, NonceTag, PcrMask, ReadyTag};
 use super::kind;
 use super::limits::{
     MAX_ATTEST, MAX_CERTIFICATE, MAX_INLINE_IMA, MAX_PADDING, MAX_PART, MAX_PUBLIC, MAX_RSA_SIGNATURE,
@@ -93,8 +93,8 @@ pub struct Enrol {
 pub struct Activation {
     /// SHA-256 of the credential blob it answers.
     pub credential: Digest,
-    /// HMAC-SHA384 as the registrar wants it, 48 bytes.
-    pub auth_tag: serde_bytes::ByteArray<48>,
+    /// As the registrar wants it.
+    pub auth_tag: AuthTag,
 }
 
 /// A signature of the AK with what it signed.

@@ -64,6 +64,7 @@ fn a_registrar_that_does_not_answer_is_asked_again_when_the_device_comes_back() 
         let world =
             answered(new_device(), "Register", Done::Registered(Registered::Unavailable(unavailable)));
         assert_eq!(told(&world), [LaterReason::Keylime]);
+        assert!(wait_after(&world, "Register") >= unavailable.retry_after.unwrap_or_default(), "Retry-After");
     }
     let world = answered(new_device(), "Activate", Done::Activated(Activated::Unavailable(SILENT)));
     assert_eq!(asked_after(&world, "Activate").first(), Some(&"Activate"), "the same tag for the same blob");

@@ -1,6 +1,9 @@
 //! What the model's TPM signs, and what a bridge makes of a quote, in full or brief.
 
+use std::sync::Arc;
+
 use keylime_mqtt_schemas::codec::encode;
+use keylime_mqtt_schemas::compact::Reference;
 use keylime_mqtt_schemas::exchange::relay::{ImaState, ImaText, Restore, Restored, Restoring};
 use keylime_mqtt_schemas::messages::{AkName, Brief, Digest, IMA_PCR, PcrMask, PcrValues, Quote, Signed};
 
@@ -76,8 +79,12 @@ impl Attest {
 
 /// What the bridge's shell makes of evidence. Where the lines begin is never guessed: a quote that nothing has judged, taken
 /// for the start, would lead to itself without any lines.
-pub(crate) fn restored(restore: &Restore) -> Restoring {
-    let led_to = restore.ima.as_ref().and_then(led_to);
+pub(crate) fn restored(restore: &Restore, references: &[Reference]) -> Restoring {
+    let text = match restore.ima.as_ref().map(|parts| parts.text(references)).transpose() {
+        Ok(text) => text,
+        Err(why) => return Restoring::Unreadable(why),
+    };
+    let led_to = text.as_ref().and_then(led_to);
     let (quote, pcrs) = match &restore.quote {
         Quote::Full(signed) => (signed.clone(), restore.pcrs.clone()),
         Quote::Brief(brief) => match completed(restore, brief, led_to) {
@@ -91,13 +98,13 @@ pub(crate) fn restored(restore: &Restore) -> Restoring {
             Quote::Brief(_) => Restoring::Refuted,
         };
     }
-    let restored = Box::new(Restored {
+    let restored = Arc::new(Restored {
         quote,
         pcr_blob: encode(&pcrs).unwrap(),
-        ima: restore.ima.as_ref().map(|text| text.lines.clone()),
+        ima: text.as_ref().map(|text| Arc::new(text.lines.clone())),
         uefi: restore.uefi,
     });
-    let Some(text) = &restore.ima else { return Restoring::Explained { restored, pcrs, ima: None } };
+    let Some(text) = &text else { return Restoring::Explained { restored, pcrs, ima: None } };
     match led_to {
         Some(pcr10) if pcrs.value(IMA_PCR) == Some(pcr10.as_bytes()) => {
             let entries = text.offset + count(&text.lines);

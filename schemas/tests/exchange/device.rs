@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use keylime_mqtt_schemas::AgentId;
 use keylime_mqtt_schemas::compact::{Reference, pack_ima, pack_uefi};
@@ -14,6 +15,7 @@ use keylime_mqtt_schemas::messages::{
     Signed, Statement, UefiLog,
 };
 use keylime_mqtt_schemas::statement::{boot_statement, evidence_statement};
+use keylime_mqtt_schemas::topics::Via;
 
 use super::attest::{Attest, CERTIFY, QUOTE, STATEMENT};
 
@@ -34,6 +36,11 @@ pub(crate) struct Device {
     /// A line was changed: the log no longer gives PCR 10.
     pub(crate) tampered: bool,
     pub(crate) sleep: Option<u32>,
+    /// The bridge that its answers have to go to.
+    pub(crate) via: Option<Via>,
+    pub(crate) enrol_again_after: Duration,
+    /// So many of the next challenges find the TPM's clock not safe.
+    pub(crate) clock_unsafe: u32,
     /// The reference file that it names in `Ready`.
     pub(crate) reference: Option<Digest>,
     /// That file; without it, what it packs with a reference cannot be unpacked.
@@ -61,6 +68,9 @@ impl Device {
             extended: BTreeMap::new(),
             tampered: false,
             sleep: None,
+            via: None,
+            enrol_again_after: Duration::from_secs(3600),
+            clock_unsafe: 0,
             reference: None,
             reference_file: None,
             careless: 0,
@@ -175,6 +185,11 @@ impl Device {
                 if challenge.ima_offset.is_some_and(|from| self.lines_from(from).len() > MAX_INLINE_IMA) =>
             {
                 Done::NotYet(NotYet { tag: challenge.nonce.tag(), reason: NotYetReason::Log, seconds: 10 })
+            }
+            Work::Collect(challenge) if self.clock_unsafe > 0 => {
+                self.clock_unsafe -= 1;
+                let reason = NotYetReason::ClockNotSafe;
+                Done::NotYet(NotYet { tag: challenge.nonce.tag(), reason, seconds: 10 })
             }
             Work::Collect(challenge) => self.collected(&challenge),
             Work::Read(Need { boot, .. }) if boot != self.marker().tag() => Done::Rebooted,

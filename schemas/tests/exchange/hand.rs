@@ -1,12 +1,13 @@
 //! A relay driven by hand, for what the modelled Keylime does not do.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use keylime_mqtt_schemas::exchange::Time;
 use keylime_mqtt_schemas::exchange::attester::{Done as Worked, Work};
 use keylime_mqtt_schemas::exchange::relay::{
-    Done, Input, Offer, Offered, Output, Proven, Relay, Requested, Restored, Restoring, Session, Settings,
-    Standing, Status, Submitted, Token,
+    Command, Done, Input, Offer, Offered, Output, Proven, Relay, Requested, Restored, Restoring, Session,
+    Settings, Standing, Status, Submitted, Token,
 };
 use keylime_mqtt_schemas::messages::{Challenge, Evidence, Nonce, PcrMask, Prove, Quote, Ready, Up, Verdict};
 
@@ -19,12 +20,14 @@ pub(crate) struct Hand {
     pub(crate) relay: Relay,
     pub(crate) device: Device,
     nonce: u8,
+    /// Logs that were unpacked for the relay.
+    pub(crate) unpacked: usize,
 }
 
 impl Hand {
     pub(crate) fn new() -> Self {
         let device = Device::new("device-1", 1);
-        Self { relay: Relay::new(device.id.clone(), Settings::default()), device, nonce: 0 }
+        Self { relay: Relay::new(device.id.clone(), Settings::default()), device, nonce: 0, unpacked: 0 }
     }
 
     pub(crate) fn described(&mut self) -> Ready {
@@ -36,9 +39,25 @@ impl Hand {
         std::iter::from_fn(|| self.relay.poll_output()).collect()
     }
 
+    /// What a shell does at once for a relay: it unpacks.
+    fn unpack(&mut self, outputs: Vec<Output>, now: Time) -> Vec<Output> {
+        let mut rest = Vec::new();
+        for output in outputs {
+            match output {
+                Output::Command(Command::Unpack(unpack)) => {
+                    self.unpacked += 1;
+                    rest.extend(self.done(Done::Unpacked(unpack.carry_out(&[])), now));
+                }
+                other => rest.push(other),
+            }
+        }
+        rest
+    }
+
     pub(crate) fn told(&mut self, input: Input, now: Time) -> Vec<Output> {
         self.relay.handle(input, now);
-        self.outputs()
+        let outputs = self.outputs();
+        self.unpack(outputs, now)
     }
 
     pub(crate) fn says(&mut self, up: Up, now: Time) -> Vec<Output> {
@@ -112,24 +131,24 @@ impl Hand {
         evidence
     }
 
-    /// The device's evidence, bound, submitted and taken.
-    pub(crate) fn submitted(&mut self, offer: &Offer, now: Time) {
+    /// The device's evidence, bound and on its way to the verifier, with these IMA lines.
+    pub(crate) fn bound(&mut self, offer: &Offer, ima: Option<Vec<u8>>, now: Time) {
         let evidence = self.evidence(offer.nonce, offer.pcrs);
         let (Quote::Full(quote), Some(pcrs)) = (evidence.quote.clone(), evidence.pcrs.clone()) else {
             unreachable!()
         };
-        let restored = Box::new(Restored { quote, pcr_blob: Vec::new(), ima: None, uefi: None });
+        let restored = Arc::new(Restored { quote, pcr_blob: Vec::new(), ima: ima.map(Arc::new), uefi: None });
         self.says(Up::Evidence(evidence), now);
         self.done(Done::Restored(Restoring::Explained { restored, pcrs, ima: None }), now);
+    }
+
+    /// The device's evidence, bound, submitted and taken.
+    pub(crate) fn submitted(&mut self, offer: &Offer, now: Time) {
+        self.bound(offer, None, now);
         self.done(Done::Submitted(Submitted::Accepted(INTERVAL)), now);
     }
 }
 
 pub(crate) fn standing(verdict: Verdict, attestation_count: u64) -> Standing {
-    Standing {
-        verdict,
-        attestation_count,
-        last_received: attestation_count * 10,
-        last_success: attestation_count * 10,
-    }
+    Standing { verdict, attestation_count, last_success: attestation_count * 10, interval: None }
 }

@@ -100,8 +100,12 @@ impl Keylime {
     /// The operator adds the device with this policy; `false` while the registrar does not know it as active.
     pub(crate) fn add(&mut self, policy: Policy) -> bool {
         let Some(record) = self.record.as_ref().filter(|record| record.active) else { return false };
-        let standing =
-            Standing { verdict: Verdict::Pending, attestation_count: 0, last_received: 0, last_success: 0 };
+        let standing = Standing {
+            verdict: Verdict::Pending,
+            attestation_count: 0,
+            last_success: 0,
+            interval: Some(INTERVAL),
+        };
         let (ak, attestations) = (record.ak, Vec::new());
         self.enrolled = Some(Enrolled {
             ak,
@@ -256,7 +260,7 @@ impl Keylime {
         if index + 1 != enrolled.attestations.len() as u64 {
             return Submitted::Superseded;
         }
-        let lines = restored.ima.as_deref().map_or(0, device::count);
+        let lines = device::count(restored.lines());
         if attestation.ima_offset.saturating_add(lines) < attestation.announced {
             return Submitted::Invalid("fewer lines than were announced".to_owned());
         }
@@ -269,7 +273,7 @@ impl Keylime {
             (u32::from(quote.mask), quote.mask, quote.pcrs) == (QUOTED, values.mask(), values.digest())
         });
         let rebooted = enrolled.passed.is_some_and(|(boot, ..)| boot != attestation.boot_time);
-        let pcr10 = chained(attestation.pcr10, restored.ima.as_deref().unwrap_or_default());
+        let pcr10 = chained(attestation.pcr10, restored.lines());
         let ima_explains =
             !enrolled.policy.ima || (!rebooted && values.value(IMA_PCR) == Some(pcr10.as_bytes()));
         let right_uefi = restored.uefi == attestation.uefi;
@@ -280,7 +284,6 @@ impl Keylime {
             attestation.received = true;
         }
         enrolled.last_evidence = Some(now);
-        enrolled.standing.last_received = now.as_secs() + 1;
         enrolled.clock = enrolled.clock.max(quote_clock);
         if right_nonce
             && quoted

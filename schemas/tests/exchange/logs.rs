@@ -130,7 +130,7 @@ fn the_statement_of_a_boot_is_good_for_one_uefi_log_only() {
     }
 }
 
-fn reference(lines: usize) -> Reference {
+pub(crate) fn reference(lines: usize) -> Reference {
     let mut builder = ReferenceBuilder::new();
     builder.ima_log(device(lines, 0).ima.as_deref().unwrap()).uefi_log(&dense_log(5_000));
     Reference::parse(&builder.build().unwrap()).unwrap()

@@ -14,6 +14,7 @@ mod answers;
 mod attest;
 mod bounds;
 mod broker;
+mod cost;
 mod device;
 mod flows;
 mod hand;

@@ -106,6 +106,8 @@ pub(crate) struct World {
     pub(crate) policy: Policy,
     /// The operator adds the device as soon as the registrar has it.
     pub(crate) operator: bool,
+    /// And again when it waits for that after a reboot.
+    pub(crate) adds_again: bool,
     attester: Attester,
     relay: Relay,
     reassembly: Reassembly,
@@ -162,6 +164,7 @@ impl World {
             keylime: Keylime::new(),
             policy,
             operator: true,
+            adds_again: false,
             reassembly: Reassembly::default(),
             agent_life: 0,
             bridge_life: 0,
@@ -423,7 +426,9 @@ impl World {
     fn drain(&mut self) {
         while let Some(output) = self.attester.poll_output() {
             match output {
-                attester::Output::Send(up, _, delivery) => {
+                attester::Output::Send(up, via, delivery) => {
+                    // to the bridge that asked; what is said unasked is for any
+                    assert!(via.is_none() || via == self.device.via, "{} goes to {via:?}", up.kind());
                     let number = u32::try_from(self.sent).unwrap();
                     for payload in pack_up(&up, number, PAYLOAD).unwrap() {
                         self.publish(Direction::Up, payload, delivery);
@@ -460,7 +465,9 @@ impl World {
                     self.bad_notices.push(notice);
                 }
                 Output::Notice(Notice::Dropped { kind, why }) => self.dropped.push((kind, why)),
-                Output::Notice(Notice::Setback { .. } | Notice::Unexplained { .. }) => {}
+                Output::Notice(
+                    Notice::Setback { .. } | Notice::TurnedAway { .. } | Notice::Unexplained { .. },
+                ) => {}
             }
         }
     }
@@ -490,7 +497,12 @@ impl World {
         match report {
             attester::Report::Enrolled => self.device.enrolled = true,
             attester::Report::Ticket(ticket) => self.device.ticket = Some(ticket.into_vec()),
-            attester::Report::Waiting(later) => self.waiting.push((self.now, later.reason)),
+            attester::Report::Waiting(later) => {
+                self.waiting.push((self.now, later.reason));
+                if self.adds_again && later.reason == LaterReason::Rebooted {
+                    self.keylime.add(self.policy);
+                }
+            }
             attester::Report::Refused(refused) => {
                 self.refused += 1;
                 self.refusals.push(refused.reason);
@@ -521,7 +533,7 @@ impl World {
                 Done::Withdrawn
             }
             Command::Activate { auth_tag } => {
-                let activated = self.keylime.activated(auth_tag);
+                let activated = self.keylime.activated(auth_tag.as_bytes());
                 if self.operator && !self.keylime.is_added() {
                     self.keylime.add(self.policy);
                 }
@@ -539,7 +551,10 @@ impl World {
             Command::Offer { token, facts } => Done::Offered(self.keylime.offered(token, facts, now)),
             Command::FindUefi(digest) => Done::UefiFound(self.uefi_cache.contains(digest)),
             Command::KeepUefi(..) => return None,
-            Command::Restore(restore) => Done::Restored(attest::restored(restore)),
+            Command::Unpack(unpack) => Done::Unpacked(unpack.carry_out(&self.relay_settings.references)),
+            Command::Restore(restore) => {
+                Done::Restored(attest::restored(restore, &self.relay_settings.references))
+            }
             Command::Submit { token, offer, restored } => {
                 let held = restored.uefi.is_none_or(|log| self.uefi_cache.contains(&log));
                 if !held && self.liar.is_some() {
@@ -603,12 +618,18 @@ impl Write for Beginning {
 
 fn attester(device: &Device, life: u32, settings: &attester::Settings) -> Attester {
     let seed = u64::from(life) + 1;
-    let settings = attester::Settings { seed, sleeps: device.sleep.is_some(), ..settings.clone() };
+    let settings = attester::Settings {
+        seed,
+        sleeps: device.sleep.is_some(),
+        enrol_again_after: device.enrol_again_after,
+        ..settings.clone()
+    };
     Attester::new(settings, device.enrolled)
 }
 
 fn relay(device: &Device, life: u32, settings: &relay::Settings) -> Relay {
-    Relay::new(device.id.clone(), relay::Settings { seed: u64::from(life) + 1, ..settings.clone() })
+    let settings = relay::Settings { seed: u64::from(life) + 1, via: device.via.clone(), ..settings.clone() };
+    Relay::new(device.id.clone(), settings)
 }
 
 /// The model's seal: the ticket says its token and the AK, and opens for the device that has this AK alone.
@@ -633,6 +654,7 @@ pub(crate) fn kind(command: &Command) -> &'static str {
         Command::Offer { .. } => "Offer",
         Command::FindUefi(_) => "FindUefi",
         Command::KeepUefi(..) => "KeepUefi",
+        Command::Unpack(_) => "Unpack",
         Command::Restore(_) => "Restore",
         Command::Submit { .. } => "Submit",
     }
@@ -653,6 +675,7 @@ fn answer_unavailable(command: &Command) -> Option<Done> {
         | Command::Withdraw
         | Command::FindUefi(_)
         | Command::KeepUefi(..)
+        | Command::Unpack(_)
         | Command::Restore(_) => {
             return None;
         }

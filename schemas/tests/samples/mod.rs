@@ -150,10 +150,7 @@ pub(crate) fn ups(fill: Fill) -> Vec<Up> {
             ak_public: fill.bytes(280),
             ek_certificate: fill.optional(fill.bytes(1200)),
         }),
-        Up::Activation(Activation {
-            credential: digest(),
-            auth_tag: serde_bytes::ByteArray::new([0xaa; 48]),
-        }),
+        Up::Activation(Activation { credential: digest(), auth_tag: [0xaa; 48].into() }),
         Up::Ready(Ready {
             boot: boot(),
             boot_time: fill.u64(1_760_000_000),
@@ -241,10 +238,7 @@ pub(crate) fn any_up() -> impl Strategy<Value = Up> {
         |(ek_public, ak_public, ek_certificate)| Up::Enrol(Enrol { ek_public, ak_public, ek_certificate }),
     );
     let activation = (any::<[u8; 32]>(), any::<u8>()).prop_map(|(credential, byte)| {
-        Up::Activation(Activation {
-            credential: credential.into(),
-            auth_tag: serde_bytes::ByteArray::new([byte; 48]),
-        })
+        Up::Activation(Activation { credential: credential.into(), auth_tag: [byte; 48].into() })
     });
     let uefi = (any_digest(), any::<u32>()).prop_map(|(digest, size)| UefiLog { digest, size });
     let ready = (

@@ -103,7 +103,9 @@ impl World {
                 0 => self.attester.handle(attester::Input::Connected, self.now),
                 1 => self.attester.handle(attester::Input::Disconnected, self.now),
                 2 => self.relay.handle(relay::Input::Present, self.now),
-                _ => self.relay.shed(),
+                _ => {
+                    self.relay.shed();
+                }
             },
             _ => {
                 let made_up = bytes.piece().to_vec();

@@ -47,7 +47,7 @@ pub(crate) fn no_certificate(up: &mut Up, _: &mut Known<'_>) -> bool {
 
 pub(crate) fn activation_tag(up: &mut Up, known: &mut Known<'_>) -> bool {
     let Up::Activation(Activation { auth_tag, .. }) = up else { return false };
-    *auth_tag = known.flipped_array(auth_tag).into();
+    *auth_tag = known.flipped_array(auth_tag.as_bytes()).into();
     true
 }
 

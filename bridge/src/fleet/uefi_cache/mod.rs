@@ -40,6 +40,11 @@ impl UefiLog {
         Self { bytes, text: OnceLock::new(), replayed: OnceLock::new() }
     }
 
+    /// Bytes that it takes, with what is made of it
+    pub(super) fn weight(&self) -> usize {
+        self.bytes.len().saturating_mul(WEIGHT)
+    }
+
     /// As the verifier wants it
     pub(super) fn text(&self) -> Option<UefiText> {
         self.text.get_or_init(|| UefiText::of(&self.bytes)).clone()
@@ -65,9 +70,7 @@ pub(super) struct UefiCache {
 
 impl UefiCache {
     pub(super) fn new(max_bytes: u64, disk: Option<Disk>) -> Self {
-        let weigh = |_: &[u8; 32], log: &Arc<UefiLog>| {
-            u32::try_from(log.bytes.len().saturating_mul(WEIGHT)).unwrap_or(u32::MAX)
-        };
+        let weigh = |_: &[u8; 32], log: &Arc<UefiLog>| u32::try_from(log.weight()).unwrap_or(u32::MAX);
         Self {
             memory: Cache::builder().max_capacity(max_bytes).weigher(weigh).build(),
             disk: disk.map(Arc::new),

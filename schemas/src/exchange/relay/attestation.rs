@@ -1,16 +1,16 @@
 //! One attestation: offer, challenge, evidence, statement where a log needs one, submission.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use super::gather::{EndsWithNewline as _, lines};
+use super::gather::lines;
 use super::phase::{Phase, Repeat, Retry, Step, Unsubmitted};
 use super::port::{
-    Command, Facts, ImaState, ImaText, Offer, Offered, Restore, Restored, Restoring, Token, Unavailable,
+    Command, Facts, ImaState, Offer, Offered, Restore, Restored, Restoring, Token, Unavailable,
 };
+use super::unpack::ImaParts;
 use super::{Delivery, Form, Notice, Relay, Time, doubled, whole_seconds};
 use crate::codec;
-use crate::compact::unpack_ima;
-use crate::messages::limits::MAX_INLINE_IMA;
 use crate::messages::{
     Challenge, Digest, Evidence, IMA_PCR, LaterReason, NotYet, NotYetReason, PcrMask, PcrValues, Question,
     Quote, RefusedReason, State, Statement, Up, Verdict,
@@ -178,11 +178,6 @@ impl Relay {
 
     fn restore(&mut self, offer: Offer, evidence: Evidence, now: Time) {
         let Some(facts) = self.facts.as_ref() else { return };
-        let Ok(lines) = self.unpacked(&evidence) else {
-            // perhaps the two references differ after all
-            self.plain = true;
-            return self.spoiled(offer, "Evidence", "IMA lines that cannot be unpacked", now);
-        };
         let sent = evidence.pcrs.clone().unwrap_or_default();
         let known = match evidence.quote {
             Quote::Full(_) => sent,
@@ -193,10 +188,12 @@ impl Relay {
         }
         let ima = offer.ima_offset().map(|from| {
             let gathered = self.gathered.as_ref().filter(|gathered| gathered.from == from);
-            let gathered = gathered.map_or(&[][..], |gathered| &gathered.lines);
-            ImaText {
+            let segment = evidence.ima.as_ref().map(|segment| segment.packed.as_slice());
+            ImaParts {
                 offset: from,
-                lines: [gathered, &lines].concat(),
+                gathered: gathered.map(|gathered| Arc::clone(&gathered.lines)).unwrap_or_default(),
+                packed: segment.unwrap_or_default().to_vec(),
+                reference: self.reference(),
                 state: self.passed_ima.filter(|state| state.entries == from),
             }
         });
@@ -211,12 +208,6 @@ impl Relay {
         };
         self.ticket = None;
         self.command(Step::Restoring(offer, Box::new(evidence)), Command::Restore(Box::new(restore)));
-    }
-
-    fn unpacked(&self, evidence: &Evidence) -> Result<Vec<u8>, ()> {
-        let Some(segment) = &evidence.ima else { return Ok(Vec::new()) };
-        let lines = unpack_ima(segment.packed.as_slice(), MAX_INLINE_IMA, self.reference()).map_err(drop)?;
-        if lines.ends_with_newline() { Ok(lines) } else { Err(()) }
     }
 
     pub(super) fn restored(&mut self, offer: Offer, evidence: &Evidence, restoring: Restoring, now: Time) {
@@ -234,6 +225,11 @@ impl Relay {
             }
             Restoring::Refuted => self.refuted(offer, now),
             Restoring::Unbound(why) => self.spoiled(offer, "Evidence", why, now),
+            Restoring::Unreadable(why) => {
+                // perhaps the two references differ after all
+                self.plain = true;
+                self.spoiled(offer, "Evidence", why, now);
+            }
         }
     }
 
@@ -268,9 +264,9 @@ impl Relay {
         self.later(wait, LaterReason::Unusable);
     }
 
-    fn ask_to_state(&mut self, offer: Offer, evidence: &Evidence, restored: Box<Restored>, now: Time) {
+    fn ask_to_state(&mut self, offer: Offer, evidence: &Evidence, restored: Arc<Restored>, now: Time) {
         let Ok(encoded) = codec::encode(&Up::Evidence(evidence.clone())) else { return self.start_over() };
-        let ima = Digest::of(&[restored.ima.as_deref().unwrap_or_default()]);
+        let ima = Digest::of(&[restored.lines()]);
         let expected = evidence_statement(&self.id, &offer.nonce, &Digest::of(&[&encoded]), &ima);
         let repeat = self.repeat(now);
         self.send_state(offer, expected, restored, repeat);
@@ -280,7 +276,7 @@ impl Relay {
         &mut self,
         offer: Offer,
         evidence: Digest,
-        restored: Box<Restored>,
+        restored: Arc<Restored>,
         repeat: Repeat,
         now: Time,
     ) {
@@ -290,7 +286,7 @@ impl Relay {
         }
     }
 
-    fn send_state(&mut self, offer: Offer, evidence: Digest, restored: Box<Restored>, repeat: Repeat) {
+    fn send_state(&mut self, offer: Offer, evidence: Digest, restored: Arc<Restored>, repeat: Repeat) {
         self.send(Question::State(State { tag: offer.nonce.tag(), ima_from: offer.ima_offset() }));
         self.phase = Phase::AwaitStatement { offer, evidence, restored, repeat };
     }
@@ -313,10 +309,10 @@ impl Relay {
     }
 
     /// The device itself said so: Keylime shall judge. Otherwise it was changed on the way.
-    pub(super) fn stated(&mut self, offer: Offer, restored: Box<Restored>, good: bool, now: Time) {
+    pub(super) fn stated(&mut self, offer: Offer, restored: Arc<Restored>, good: bool, now: Time) {
         if good {
             // where its lines lead is known once Keylime has followed them to a PASS
-            let lines = restored.ima.as_deref().map_or(0, lines);
+            let lines = lines(restored.lines());
             let pcr10 = self.held.as_ref().and_then(|held| held.value(IMA_PCR)).copied();
             let ima = offer
                 .ima_offset()

@@ -3,13 +3,23 @@
 //! The registrar deletes a record on a wrong tag and every POST kills the outstanding blob, so a repeated `Enrol`
 //! gets the same credential again, and an activation for any other blob never reaches the registrar.
 
+use std::time::Duration;
+
 use super::phase::{Phase, Repeat, Retry, Step};
 use super::port::{Activated, Command, Registered};
-use super::{LEAST_BETWEEN_REGISTRATIONS, Relay, Time, doubled, whole_seconds};
+use super::{LEAST_BETWEEN_REGISTRATIONS, Notice, Relay, Time, doubled};
 use crate::messages::{
-    Activation, AkName, Bounded, Credential, Digest, Enrol, Enrolled, LaterReason, Question, Refused,
-    RefusedReason, Verdict,
+    Activation, AkName, Bounded, Credential, Digest, Enrol, Enrolled, LaterReason, Question, RefusedReason,
+    Verdict,
 };
+
+/// An enrolment that was refused: the same again gets the same answer until its time is over.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct RefusedEnrolment {
+    enrol: Digest,
+    reason: RefusedReason,
+    until: Time,
+}
 
 impl Relay {
     pub(super) fn enrol(&mut self, enrol: Enrol, now: Time) {
@@ -37,23 +47,33 @@ impl Relay {
                 self.resend_credential(enrol, blob, repeat, now);
             }
             before => {
-                if let Some(at) = self.registered_at.map(|at| at + LEAST_BETWEEN_REGISTRATIONS)
-                    && at > now
-                {
-                    self.phase = before;
-                    self.dropped("Enrol", "sooner than a device may register again");
-                    self.later(at.saturating_sub(now), LaterReason::Busy);
-                    return;
-                }
-                self.registered_at = Some(now);
-                self.activated = None;
-                // the registrar keeps an id for the AK it heard first, active or not: what nobody activated has to go
-                if self.unactivated.take().is_some_and(|before| before != named(&enrol)) {
-                    self.command(Step::Withdrawing(enrol), Command::Withdraw);
-                } else {
-                    self.register(enrol, now);
-                }
+                self.phase = before;
+                self.enrol_anew(enrol, now);
             }
+        }
+    }
+
+    /// Anything else that was open stays so when nobody is asked: this may not be the device's own.
+    fn enrol_anew(&mut self, enrol: Enrol, now: Time) {
+        let same = |refused: &RefusedEnrolment| refused.until > now && refused.enrol == named(&enrol);
+        if let Some(refused) = self.refused.filter(same) {
+            // the result says it already
+            return self.say_refused(refused.reason, refused.until.saturating_sub(now));
+        }
+        if let Some(at) = self.registered_at.map(|at| at + LEAST_BETWEEN_REGISTRATIONS).filter(|at| *at > now)
+        {
+            self.dropped("Enrol", "sooner than a device may register again");
+            return self.later(at.saturating_sub(now), LaterReason::Busy);
+        }
+        self.registered_at = Some(now);
+        self.activated = None;
+        // a device that is not enrolled says `Ready` after this; what it said before is of no use
+        self.facts = None;
+        // the registrar keeps an id for the AK it heard first, active or not: what nobody activated has to go
+        if self.unactivated.take_if(|before| *before != named(&enrol)).is_some() {
+            self.command(Step::Withdrawing(enrol), Command::Withdraw);
+        } else {
+            self.register(enrol, now);
         }
     }
 
@@ -68,6 +88,13 @@ impl Relay {
         self.facts.as_ref().is_some_and(|facts| Some(facts.ak) == waiting)
     }
 
+    fn refuse_enrolment(&mut self, enrol: &Enrol, reason: RefusedReason, wait: Duration, now: Time) {
+        self.refused = Some(RefusedEnrolment { enrol: named(enrol), reason, until: now + wait });
+        self.report(Verdict::Unknown, Some(format!("refused: {reason}")));
+        self.say_refused(reason, wait);
+        self.phase = Phase::Idle;
+    }
+
     pub(super) fn registered(&mut self, enrol: Enrol, registered: Registered, now: Time) {
         match registered {
             Registered::Credential(blob) => {
@@ -76,19 +103,31 @@ impl Relay {
                 let repeat = self.repeat(now);
                 self.resend_credential(enrol, blob, repeat, now);
             }
-            Registered::Refused(reason) => self.refuse(reason),
+            Registered::Refused(reason) => {
+                let wait = self.settings.refused_wait;
+                self.refuse_enrolment(&enrol, reason, wait, now);
+            }
             Registered::Wait(wait) => {
+                self.notice(Notice::TurnedAway { wait });
                 self.later(wait, LaterReason::Busy);
                 self.phase = Phase::Idle;
             }
             // not tried again unasked: the device's next Enrol does
             Registered::Unavailable(unavailable) => {
-                let wait = unavailable.retry_after.unwrap_or(self.settings.waiting_first);
-                self.notice(super::Notice::Setback { what: "registration", wait });
+                let wait = self.vain_enrolment(self.settings.waiting_cap);
+                let wait = unavailable.retry_after.map_or(wait, |after| after.max(wait));
+                self.notice(Notice::Setback { what: "registration", wait });
                 self.later(wait, LaterReason::Keylime);
                 self.phase = Phase::Idle;
             }
         }
+    }
+
+    /// The wait after an enrolment that came to nothing, longer each time: one costs the device some kilobytes.
+    fn vain_enrolment(&mut self, cap: Duration) -> Duration {
+        let doubling = doubled(self.settings.waiting_first, self.vain_enrolments, cap);
+        self.vain_enrolments += 1;
+        self.jitter.upper_half(doubling)
     }
 
     pub(super) fn resend_credential(&mut self, enrol: Enrol, blob: Vec<u8>, repeat: Repeat, now: Time) {
@@ -117,7 +156,7 @@ impl Relay {
     }
 
     pub(super) fn activate(&mut self, enrol: Enrol, blob: Vec<u8>, activation: Activation) {
-        let auth_tag = activation.auth_tag.into_array();
+        let auth_tag = activation.auth_tag;
         self.command(Step::Activating(enrol, blob, activation), Command::Activate { auth_tag });
     }
 
@@ -129,7 +168,7 @@ impl Relay {
         match activated {
             Activated::Accepted => {
                 self.setbacks = 0;
-                self.wrong_tags = 0;
+                self.vain_enrolments = 0;
                 self.activated = Some(activation.credential);
                 self.phase = Phase::Idle;
                 self.send(Question::Enrolled(Enrolled {}));
@@ -140,17 +179,14 @@ impl Relay {
             }
             Activated::WrongTag => {
                 // changed on the way or not the device's: the record is gone, and the device enrols again, ever later
-                let wait = doubled(LEAST_BETWEEN_REGISTRATIONS, self.wrong_tags, self.settings.refused_wait);
-                self.wrong_tags += 1;
-                let reason = RefusedReason::Activation;
-                self.report(Verdict::Unknown, Some(format!("refused: {reason}")));
-                self.send(Question::Refused(Refused { seconds: whole_seconds(wait), reason }));
-                self.phase = Phase::Idle;
+                let wait = self.vain_enrolment(self.settings.refused_wait);
+                self.refuse_enrolment(&enrol, RefusedReason::Activation, wait, now);
             }
             // the record is gone: the device enrols again
             Activated::Unknown => {
                 self.phase = Phase::Idle;
-                self.later(self.settings.waiting_first, LaterReason::Again);
+                let wait = self.vain_enrolment(self.settings.refused_wait);
+                self.later(wait, LaterReason::Again);
             }
             Activated::Unavailable(unavailable) => {
                 self.setback("activation", Retry::Activate(enrol, blob, activation), unavailable, now);

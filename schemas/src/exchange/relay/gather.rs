@@ -3,12 +3,15 @@
 //! Parts come in batches that the bridge asked for, in order; a part that is missing is asked for again from where it
 //! is missing, so a cut costs the batch under way at most.
 
-use super::phase::{Gather, Gathered, Phase, Repeat};
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use super::phase::{Gather, Gathered, Phase, Repeat, Step};
 use super::port::{Command, Offer};
+use super::unpack::Unpack;
 use super::{Relay, Time};
-use crate::compact::{Reference, unpack_ima, unpack_uefi};
-use crate::messages::limits::{MAX_PART_LINES, MAX_UEFI_LOG};
-use crate::messages::{Blob, Digest, LogKind, Need, Question, RefusedReason};
+use crate::messages::limits::MAX_UEFI_LOG;
+use crate::messages::{Blob, Digest, LogKind, Need, Question, RefusedReason, UefiLog};
 
 /// Above so many lines (some 13 KiB) the IMA log travels before the quote, in parts that survive a cut.
 const BULK_LINES: u64 = 300;
@@ -21,6 +24,8 @@ const MAX_PACKED_UEFI: u64 = MAX_UEFI_LOG as u64 + 1024;
 /// A batch takes a quarter of a minute on NB-IoT, and twice that with a cut in it: so many times as long as for one
 /// message it is waited for before it is asked for again.
 const BATCH_PATIENCE: u32 = 3;
+/// Packed bytes of one device that wait until the part before them is unpacked: a batch has less.
+const MAX_AHEAD: usize = 256 * 1024;
 /// IMA lines held for one device; 100 000 entries have some 20 MB.
 const MAX_HELD_IMA: usize = 32 * 1024 * 1024;
 
@@ -39,7 +44,7 @@ impl Relay {
     pub(super) fn gather_ima_or_ask(&mut self, offer: Offer, now: Time) {
         let Some(from) = offer.ima_offset() else { return self.ask(offer, now) };
         if self.gathered.as_ref().is_none_or(|gathered| gathered.from != from) {
-            self.gathered = Some(Gathered { from, next: from, lines: Vec::new() });
+            self.gathered = Some(Gathered { from, next: from, lines: Arc::default() });
         }
         let next = self.gathered.as_ref().map_or(from, |gathered| gathered.next);
         if self.ima_known().saturating_sub(next) > BULK_LINES {
@@ -51,7 +56,9 @@ impl Relay {
 
     fn gather(&mut self, offer: Offer, log: LogKind, now: Time) {
         let repeat = self.batch_repeat(now);
-        self.ask_for_part(Gather { offer, log, uefi: Vec::new(), total: None, upto: 0, repeat }, now);
+        let gather =
+            Gather { offer, log, uefi: Vec::new(), total: None, upto: 0, repeat, ahead: VecDeque::new() };
+        self.ask_for_part(gather, now);
     }
 
     /// Asks for the next batch.
@@ -98,9 +105,9 @@ impl Relay {
     }
 
     /// The reference that device and bridge both have.
-    pub(super) fn reference(&self) -> Option<&Reference> {
+    pub(super) fn reference(&self) -> Option<Digest> {
         let named = self.facts.as_ref().filter(|_| !self.plain)?.reference?;
-        self.settings.references.iter().find(|reference| reference.digest() == named)
+        self.settings.references.iter().any(|reference| reference.digest() == named).then_some(named)
     }
 
     fn next_offset(&self, gather: &Gather) -> u64 {
@@ -113,6 +120,17 @@ impl Relay {
     pub(super) fn blob(&mut self, blob: Blob, now: Time) {
         let gather = match std::mem::take(&mut self.phase) {
             Phase::Gather(gather) => gather,
+            Phase::Busy(Step::Unpacking(mut gather)) => {
+                let room = gather.bytes_ahead() + blob.part.as_slice().len() <= MAX_AHEAD;
+                if room {
+                    gather.ahead.push_back(blob);
+                }
+                self.phase = Phase::Busy(Step::Unpacking(gather));
+                if !room {
+                    self.dropped("Blob", "more parts at once than were asked for");
+                }
+                return;
+            }
             other => {
                 self.phase = other;
                 return self.dropped("Blob", "no log was asked for");
@@ -125,7 +143,7 @@ impl Relay {
         }
         match gather.log {
             LogKind::Uefi => self.uefi_part(gather, blob, now),
-            LogKind::Ima => self.ima_part(gather, &blob, now),
+            LogKind::Ima => self.ima_part(gather, blob, now),
         }
     }
 
@@ -145,14 +163,37 @@ impl Relay {
         if grown < total && !ended {
             return self.go_on(gather, now);
         }
-        let size = usize::try_from(log.size).unwrap_or(usize::MAX);
-        match unpack_uefi(&gather.uefi, size, self.reference()) {
-            Ok(unpacked) if Digest::of(&[&unpacked]) == log.digest => {
-                self.outputs.push_back(super::Output::Command(Command::KeepUefi(log.digest, unpacked)));
+        let packed = std::mem::take(&mut gather.uefi);
+        self.unpack(gather, packed, Some(log));
+    }
+
+    fn unpack(&mut self, gather: Gather, packed: Vec<u8>, uefi: Option<UefiLog>) {
+        let unpack = Unpack { packed, uefi, reference: self.reference() };
+        self.command(Step::Unpacking(gather), Command::Unpack(unpack));
+    }
+
+    pub(super) fn unpacked(&mut self, gather: Gather, unpacked: Result<Vec<u8>, &'static str>, now: Time) {
+        match (gather.log, unpacked) {
+            (LogKind::Uefi, Ok(log)) => {
+                let Some(digest) = self.facts.as_ref().and_then(|facts| facts.uefi).map(|log| log.digest)
+                else {
+                    return self.start_over();
+                };
+                self.outputs.push_back(super::Output::Command(Command::KeepUefi(digest, log)));
                 self.gather_ima_or_ask(gather.offer, now);
             }
-            Ok(_) => self.uefi_spoiled("the UEFI log does not have the digest that was announced", now),
-            Err(_) => self.uefi_spoiled("the UEFI log cannot be unpacked", now),
+            (LogKind::Uefi, Err(why)) => self.uefi_spoiled(why, now),
+            (LogKind::Ima, Ok(lines)) => self.ima_lines(gather, &lines, now),
+            (LogKind::Ima, Err(why)) => self.ima_spoiled(gather, why, now),
+        }
+    }
+
+    /// What came while the part before it was unpacked.
+    pub(super) fn parts_ahead(&mut self, now: Time) {
+        while let Phase::Gather(gather) = &mut self.phase
+            && let Some(blob) = gather.ahead.pop_front()
+        {
+            self.blob(blob, now);
         }
     }
 
@@ -169,44 +210,45 @@ impl Relay {
         }
     }
 
-    fn ima_part(&mut self, gather: Gather, blob: &Blob, now: Time) {
-        let packed = blob.part.as_slice();
-        let part = if packed.is_empty() {
-            Vec::new()
-        } else if let Ok(part) = unpack_ima(packed, MAX_PART_LINES, self.reference()) {
-            part
+    fn ima_part(&mut self, gather: Gather, blob: Blob, now: Time) {
+        if blob.part.as_slice().is_empty() {
+            // the end of the log
+            self.ask(gather.offer, now);
         } else {
-            self.dropped("Blob", "an IMA part that cannot be unpacked");
-            if self.reference().is_some() {
-                // perhaps the two references differ after all
-                self.plain = true;
-                self.ask_for_part(gather, now);
-            } else {
-                self.phase = Phase::Gather(gather);
-            }
-            return;
-        };
-        let Some(gathered) = &mut self.gathered else { return self.start_over() };
-        if !part.ends_with_newline() {
-            self.phase = Phase::Gather(gather);
-            return self.dropped("Blob", "an IMA part that is not whole lines");
+            self.unpack(gather, blob.part.into_vec(), None);
         }
-        if gathered.next + lines(&part) > gather.upto {
-            self.phase = Phase::Gather(gather);
-            return self.dropped("Blob", "more IMA lines than were asked for");
+    }
+
+    fn ima_lines(&mut self, gather: Gather, part: &[u8], now: Time) {
+        let Some(gathered) = &mut self.gathered else { return self.start_over() };
+        if gathered.next + lines(part) > gather.upto {
+            return self.ima_spoiled(gather, "more IMA lines than were asked for", now);
         }
         if gathered.lines.len() + part.len() > MAX_HELD_IMA {
             self.dropped("Blob", "more of an IMA log than a bridge holds");
             return self.refuse(RefusedReason::Offer);
         }
-        gathered.lines.extend_from_slice(&part);
-        gathered.next += lines(&part);
+        Arc::make_mut(&mut gathered.lines).extend_from_slice(part);
+        gathered.next += lines(part);
         let next = gathered.next;
         let batch_done = next >= gather.upto;
         if part.is_empty() || (batch_done && self.ima_known().saturating_sub(next) <= BULK_LINES) {
             self.ask(gather.offer, now);
         } else {
             self.go_on(gather, now);
+        }
+    }
+
+    /// Once more, for it may have been changed on the way, and without what a reference may have done to it; then anew after
+    /// a while: each part is work for the bridge, however small it is.
+    fn ima_spoiled(&mut self, gather: Gather, why: &'static str, now: Time) {
+        self.dropped("Blob", why);
+        self.spoiled += 1;
+        self.plain |= self.reference().is_some();
+        if self.spoiled % 2 == 1 {
+            self.ask_for_part(Gather { ahead: VecDeque::new(), ..gather }, now);
+        } else {
+            self.anew_later();
         }
     }
 
@@ -224,15 +266,4 @@ impl Relay {
 /// Lines of an IMA log: every one ends in a newline.
 pub(super) fn lines(text: &[u8]) -> u64 {
     memchr::memchr_iter(b'\n', text).count() as u64
-}
-
-pub(super) trait EndsWithNewline {
-    fn ends_with_newline(&self) -> bool;
-}
-
-impl EndsWithNewline for [u8] {
-    /// True of nothing, too.
-    fn ends_with_newline(&self) -> bool {
-        self.last().is_none_or(|byte| *byte == b'\n')
-    }
 }

@@ -110,6 +110,12 @@ pub enum Notice {
         /// The wait.
         wait: Duration,
     },
+    /// There is no room for this device just now, in the budget of new sessions or among those that register; it was told to
+    /// come again.
+    TurnedAway {
+        /// After so long.
+        wait: Duration,
+    },
     /// Somebody else opened an attestation for this device, such as a second bridge.
     Superseded,
     /// Keylime refused what it was given; its words.

@@ -17,15 +17,17 @@ mod port;
 mod session;
 mod submission;
 mod trust;
+mod unpack;
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
 pub use interface::{Input, Notice, Output, Report, Settings};
 pub use port::{
-    Activated, Command, Done, Facts, ImaState, ImaText, Offer, Offered, OpenedTicket, Proven, Registered,
-    Requested, Restore, Restored, Restoring, Session, Standing, Status, Submitted, Token, Unavailable,
+    Activated, Command, Done, Facts, ImaState, Offer, Offered, OpenedTicket, Proven, Registered, Requested,
+    Restore, Restored, Restoring, Session, Standing, Status, Submitted, Token, Unavailable,
 };
+pub use unpack::{ImaParts, ImaText, Unpack};
 
 use phase::{Gathered, Phase, Proving, Repeat, Retry, Step, Unsubmitted};
 use submission::Another;
@@ -91,10 +93,6 @@ pub struct Relay {
     activated: Option<Digest>,
     /// The `Enrol` that the registrar knows from this process and that nobody has activated.
     unactivated: Option<Digest>,
-    /// When the registrar was last asked to register it.
-    registered_at: Option<Time>,
-    /// Activations in a row that the registrar refused.
-    wrong_tags: u32,
     /// Evidence that waits for a new token, submitted to the same index then.
     unsubmitted: Option<Unsubmitted>,
     interval: Option<Duration>,
@@ -112,6 +110,11 @@ pub struct Relay {
     owes: bool,
     setbacks: u32,
     waits: u32,
+    /// Enrolments that came to nothing since the last that was accepted.
+    vain_enrolments: u32,
+    /// When the registrar was asked last.
+    registered_at: Option<Time>,
+    refused: Option<enrolment::RefusedEnrolment>,
     fails: u32,
     spoiled: u32,
     hold: u32,
@@ -142,8 +145,6 @@ impl Relay {
             gathered: None,
             activated: None,
             unactivated: None,
-            registered_at: None,
-            wrong_tags: 0,
             unsubmitted: None,
             interval: None,
             timeout_at: None,
@@ -155,6 +156,9 @@ impl Relay {
             owes: false,
             setbacks: 0,
             waits: 0,
+            vain_enrolments: 0,
+            registered_at: None,
+            refused: None,
             fails: 0,
             spoiled: 0,
             hold: 0,
@@ -175,6 +179,7 @@ impl Relay {
         {
             self.ready(facts, now);
         }
+        self.parts_ahead(now);
     }
 
     /// The next thing to do, if any.
@@ -200,22 +205,38 @@ impl Relay {
 
     /// Bytes of logs held for this device, for the shell's bound over all devices.
     pub fn held(&self) -> usize {
-        self.gathered.as_ref().map_or(0, |gathered| gathered.lines.len()) + self.phase.held()
+        let gathered = self.gathered.as_ref().map_or(0, |gathered| gathered.lines.len());
+        let unsubmitted = self.unsubmitted.as_ref().map_or(0, |unsubmitted| unsubmitted.restored.held());
+        gathered + unsubmitted + self.phase.held()
     }
 
-    /// Gives back what [`Self::held`] counts, for the shell's bound over all devices; the device is told to come again.
-    /// Nothing is given back while a command is under way.
-    pub fn shed(&mut self) {
-        if matches!(self.phase, Phase::Busy(_)) || self.held() == 0 {
-            return;
+    /// Gives back what [`Self::held`] counts, and what the shell holds for the attestation under way: the device is told to
+    /// come again. Says whether there was any; nothing is given back while a command is under way.
+    pub fn shed(&mut self) -> bool {
+        if matches!(self.phase, Phase::Busy(_)) {
+            return false;
+        }
+        let attesting = match &self.phase {
+            Phase::Gather(_) | Phase::AwaitEvidence { .. } | Phase::AwaitStatement { .. } => true,
+            Phase::Setback { retry, .. } => matches!(**retry, Retry::Submit(_)),
+            _ => false,
+        };
+        if !attesting && self.held() == 0 {
+            return false;
         }
         self.gathered = None;
-        if matches!(self.phase, Phase::Gather(_) | Phase::AwaitEvidence { .. } | Phase::AwaitStatement { .. })
-        {
+        self.unsubmitted = None;
+        if attesting {
             self.phase = Phase::Idle;
             let wait = self.jitter.upper_half(SETBACK_CAP);
             self.later(wait, LaterReason::Busy);
         }
+        true
+    }
+
+    /// The operator has changed who is admitted: a refused enrolment is judged anew when it comes next.
+    pub fn reconsider(&mut self) {
+        self.refused = None;
     }
 
     /// Whether it holds nothing that would be missed: the shell may forget it.
@@ -272,6 +293,7 @@ impl Relay {
             (Step::Reading(reading), Done::Status(status)) => self.status(reading, status, now),
             (Step::Offering, Done::Offered(offered)) => self.offered(offered, now),
             (Step::FindingUefi(offer), Done::UefiFound(found)) => self.uefi_found(offer, found, now),
+            (Step::Unpacking(gather), Done::Unpacked(unpacked)) => self.unpacked(gather, unpacked, now),
             (Step::Restoring(offer, evidence), Done::Restored(restoring)) => {
                 self.restored(offer, &evidence, restoring, now);
             }
@@ -298,13 +320,19 @@ impl Relay {
             self.open_session(now);
             return;
         };
-        if let Some(unsubmitted) = self.unsubmitted.take_if(|unsubmitted| unsubmitted.offer.expires_at > now)
+        if self.unsubmitted.as_ref().is_some_and(|unsubmitted| unsubmitted.offer.expires_at <= now)
+            && let Some(late) = self.unsubmitted.take()
         {
+            self.take_back(late);
+        }
+        if let Some(unsubmitted) = self.unsubmitted.take() {
             self.submit(unsubmitted, now);
         } else if self.stated_boot != Some(facts.boot_stated()) {
             self.check_boot(&facts);
         } else if self.baseline.is_none() {
             self.read_status(token, phase::Reading::Baseline);
+        } else if self.oversleeps(&facts) {
+            self.refuse(RefusedReason::Sleep);
         } else if let Some(at) = self.offered_at.map(|at| at + LEAST_BETWEEN_OFFERS).filter(|at| *at > now) {
             self.phase = Phase::Setback { retry_at: at, retry: Box::new(Retry::Proceed) };
         } else {
@@ -387,10 +415,13 @@ impl Relay {
     }
 
     fn refuse(&mut self, reason: RefusedReason) {
-        let seconds = whole_seconds(self.settings.refused_wait);
         self.report(Verdict::Unknown, Some(format!("refused: {reason}")));
-        self.send(Question::Refused(Refused { seconds, reason }));
+        self.say_refused(reason, self.settings.refused_wait);
         self.phase = Phase::Idle;
+    }
+
+    fn say_refused(&mut self, reason: RefusedReason, wait: Duration) {
+        self.send(Question::Refused(Refused { seconds: whole_seconds(wait), reason }));
     }
 
     /// What belonged to the verifier's record of the device, which is gone or new.
@@ -410,6 +441,12 @@ impl Relay {
 
     fn interval(&self) -> Duration {
         self.interval.unwrap_or(ASSUMED_INTERVAL)
+    }
+
+    /// Keylime would report a TIMEOUT between any two of its attestations.
+    fn oversleeps(&self, facts: &Facts) -> bool {
+        let sleep = facts.sleep.map(|seconds| Duration::from_secs(u64::from(seconds)));
+        sleep.zip(self.interval).is_some_and(|(sleep, interval)| sleep > interval * TIMEOUT_INTERVALS)
     }
 
     fn sleeps(&self) -> bool {

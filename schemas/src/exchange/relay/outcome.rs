@@ -22,8 +22,6 @@ const LEAST_SETTLING: Duration = Duration::from_secs(5);
 const OLD_FAIL: Duration = Duration::from_secs(1);
 /// First wait of a device held after a reboot; doubles.
 const HOLD_FIRST: Duration = Duration::from_secs(5);
-/// Each look at a held device may cost a session of the verifier's budget.
-const HOLD_CAP: Duration = Duration::from_secs(300);
 
 impl Relay {
     pub(super) fn settle(&mut self, offer: Offer, ima: Option<ImaState>, now: Time) {
@@ -43,6 +41,7 @@ impl Relay {
         match (status, reading) {
             (Status::Standing(standing), Reading::Baseline) => {
                 self.setbacks = 0;
+                self.interval = standing.interval.or(self.interval);
                 self.baseline = Some(standing);
                 self.proceed(now);
             }
@@ -85,8 +84,8 @@ impl Relay {
         let before = self.baseline.unwrap_or(Standing {
             verdict: Verdict::Pending,
             attestation_count: 0,
-            last_received: 0,
             last_success: 0,
+            interval: None,
         });
         let waited = now.saturating_sub(settling.submitted_at);
         let advanced = standing.attestation_count > before.attestation_count
@@ -172,7 +171,9 @@ impl Relay {
 
     /// With an IMA policy Keylime fails every device for good after a reboot, unless it is added again first.
     pub(super) fn hold(&mut self, now: Time) {
-        let wait = doubled(HOLD_FIRST, self.hold, HOLD_CAP);
+        // as often as a device that fails: each look may cost a session of the verifier's budget
+        let cap = self.settings.failing_cap.max(self.interval());
+        let wait = doubled(HOLD_FIRST, self.hold, cap);
         // that it is held says more than that it has not attested
         self.timeout_at = None;
         if self.hold == 0 || self.owes {

@@ -1,10 +1,12 @@
 //! Where a relay stands with its device. Each phase owns what it needs and nothing else has it.
 
+use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::port::{ImaState, Offer, Restored};
 use crate::exchange::Time;
-use crate::messages::{Activation, Digest, Enrol, Evidence, LogKind, Nonce};
+use crate::messages::{Activation, Blob, Digest, Enrol, Evidence, LogKind, Nonce};
 
 /// A question that is repeated a few times.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,7 +56,7 @@ pub(super) struct Gathered {
     pub(super) from: u64,
     /// The first line not held.
     pub(super) next: u64,
-    pub(super) lines: Vec<u8>,
+    pub(super) lines: Arc<Vec<u8>>,
 }
 
 /// A log on its way up, part by part.
@@ -69,6 +71,19 @@ pub(super) struct Gather {
     /// Where the batch that was asked for ends.
     pub(super) upto: u64,
     pub(super) repeat: Repeat,
+    /// Parts that came while the one before them was unpacked.
+    pub(super) ahead: VecDeque<Blob>,
+}
+
+impl Gather {
+    /// Bytes held: packed ones, for lines are in [`Gathered`].
+    pub(super) fn held(&self) -> usize {
+        self.uefi.len() + self.bytes_ahead()
+    }
+
+    pub(super) fn bytes_ahead(&self) -> usize {
+        self.ahead.iter().map(|blob| blob.part.as_slice().len()).sum()
+    }
 }
 
 /// Evidence was submitted; the outcome is read.
@@ -85,7 +100,7 @@ pub(super) struct Settling {
 #[derive(Debug, Clone)]
 pub(super) struct Unsubmitted {
     pub(super) offer: Offer,
-    pub(super) restored: Box<Restored>,
+    pub(super) restored: Arc<Restored>,
     pub(super) ima: Option<ImaState>,
 }
 
@@ -110,8 +125,9 @@ pub(super) enum Step {
     Reading(Reading),
     Offering,
     FindingUefi(Offer),
+    Unpacking(Gather),
     Restoring(Offer, Box<Evidence>),
-    CheckingStatement(Offer, Box<Restored>),
+    CheckingStatement(Offer, Arc<Restored>),
     Submitting(Unsubmitted),
 }
 
@@ -160,7 +176,7 @@ pub(super) enum Phase {
         offer: Offer,
         /// What the statement must be over.
         evidence: Digest,
-        restored: Box<Restored>,
+        restored: Arc<Restored>,
         repeat: Repeat,
     },
     Settling(Settling),
@@ -209,10 +225,21 @@ impl Phase {
         }
     }
 
+    /// Bytes of logs in it.
     pub(super) fn held(&self) -> usize {
         match self {
-            Self::Gather(gather) => gather.uefi.len(),
-            Self::AwaitStatement { restored, .. } => restored.ima.as_ref().map_or(0, Vec::len),
+            Self::Gather(gather) | Self::Busy(Step::Unpacking(gather)) => gather.held(),
+            Self::AwaitStatement { restored, .. } | Self::Busy(Step::CheckingStatement(_, restored)) => {
+                restored.held()
+            }
+            Self::Busy(Step::Submitting(unsubmitted)) => unsubmitted.restored.held(),
+            Self::Busy(Step::Restoring(_, evidence)) => {
+                evidence.ima.as_ref().map_or(0, |segment| segment.packed.as_slice().len())
+            }
+            Self::Setback { retry, .. } => match &**retry {
+                Retry::Submit(unsubmitted) => unsubmitted.restored.held(),
+                Retry::Proceed | Retry::Activate(..) | Retry::Outcome(_) => 0,
+            },
             _ => 0,
         }
     }

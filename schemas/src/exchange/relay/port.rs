@@ -3,14 +3,16 @@
 //! There is at most one [`Command`] under way per device; each is answered by exactly one [`Done`] of its kind.
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use zeroize::Zeroizing;
 
+use super::unpack::{ImaParts, Unpack};
 use crate::exchange::Time;
 use crate::messages::limits::{MAX_PUBLIC, MAX_TICKET};
 use crate::messages::{
-    AkName, BootMarker, Bounded, Digest, Enrol, Nonce, PcrMask, PcrValues, Quote, Ready, ReadyTag,
+    AkName, AuthTag, BootMarker, Bounded, Digest, Enrol, Nonce, PcrMask, PcrValues, Quote, Ready, ReadyTag,
     RefusedReason, Signed, UefiLog, Verdict,
 };
 
@@ -152,17 +154,6 @@ pub struct ImaState {
     pub pcr10: Digest,
 }
 
-/// IMA lines that the verifier has not seen, and where they stand.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ImaText {
-    /// Lines of the log before these.
-    pub offset: u64,
-    /// Whole lines.
-    pub lines: Vec<u8>,
-    /// PCR 10 at `offset`, when it is known.
-    pub state: Option<ImaState>,
-}
-
 /// Evidence as the verifier takes it, bound to its offer by the signature that was checked.
 ///
 /// It does not prove that the logs are what the device measured (one that does not explain the quote needs a statement
@@ -174,9 +165,21 @@ pub struct Restored {
     /// The quoted PCRs' values in tpm2-tools' layout.
     pub pcr_blob: Vec<u8>,
     /// IMA lines from the line that the verifier named.
-    pub ima: Option<Vec<u8>>,
+    pub ima: Option<Arc<Vec<u8>>>,
     /// The UEFI log, by its digest.
     pub uefi: Option<Digest>,
+}
+
+impl Restored {
+    /// Bytes of logs.
+    pub fn held(&self) -> usize {
+        self.lines().len()
+    }
+
+    /// The IMA lines, none where none were wanted.
+    pub fn lines(&self) -> &[u8] {
+        self.ima.as_ref().map_or(&[], |lines| lines.as_slice())
+    }
 }
 
 /// What the shell is asked to do.
@@ -189,8 +192,8 @@ pub enum Command {
     Withdraw,
     /// Activate. Answered by [`Done::Activated`].
     Activate {
-        /// HMAC-SHA384 of the device.
-        auth_tag: [u8; 48],
+        /// The device's.
+        auth_tag: AuthTag,
     },
     /// Open a session, inside the budget. Answered by [`Done::Session`].
     OpenSession {
@@ -235,6 +238,8 @@ pub enum Command {
     },
     /// Look for a UEFI log in the cache. Answered by [`Done::UefiFound`].
     FindUefi(Digest),
+    /// Unpack a log. Answered by [`Done::Unpacked`].
+    Unpack(Unpack),
     /// Keep a UEFI log. Not answered.
     KeepUefi(Digest, Vec<u8>),
     /// Restore evidence and check what the signature binds. Answered by [`Done::Restored`].
@@ -246,7 +251,7 @@ pub enum Command {
         /// Where to.
         offer: Offer,
         /// What.
-        restored: Box<Restored>,
+        restored: Arc<Restored>,
     },
 }
 
@@ -265,7 +270,7 @@ pub struct Restore {
     /// PCR 10 may be missing; it is what the lines lead to.
     pub pcrs: PcrValues,
     /// All IMA lines from the one that the verifier named.
-    pub ima: Option<ImaText>,
+    pub ima: Option<ImaParts>,
     /// The UEFI log that is wanted.
     pub uefi: Option<Digest>,
 }
@@ -298,6 +303,8 @@ pub enum Done {
     Offered(Offered),
     /// For [`Command::FindUefi`].
     UefiFound(bool),
+    /// For [`Command::Unpack`]: the log, or why it is of no use.
+    Unpacked(Result<Vec<u8>, &'static str>),
     /// For [`Command::Restore`].
     Restored(Restoring),
     /// For [`Command::Submit`].
@@ -379,10 +386,10 @@ pub struct Standing {
     pub verdict: Verdict,
     /// Its count of attestations.
     pub attestation_count: u64,
-    /// Its time of the last evidence, Unix seconds; 0 for none.
-    pub last_received: u64,
     /// Its time of the last success, Unix seconds; 0 for none.
     pub last_success: u64,
+    /// Its interval between attestations, when it names it.
+    pub interval: Option<Duration>,
 }
 
 /// The verifier on the status of a device.
@@ -425,7 +432,7 @@ pub enum Restoring {
     /// The signature binds it to the offer, and the logs explain the quote.
     Explained {
         /// The evidence.
-        restored: Box<Restored>,
+        restored: Arc<Restored>,
         /// The quoted values.
         pcrs: PcrValues,
         /// PCR 10 where the quote was taken.
@@ -434,7 +441,7 @@ pub enum Restoring {
     /// The signature binds it, but a log does not explain the quote: a statement is needed.
     Unexplained {
         /// The evidence.
-        restored: Box<Restored>,
+        restored: Arc<Restored>,
         /// The quoted values.
         pcrs: PcrValues,
         /// What is not explained.
@@ -444,6 +451,8 @@ pub enum Restoring {
     Refuted,
     /// The signature does not bind it, or the clock is not safe.
     Unbound(&'static str),
+    /// Its IMA lines cannot be unpacked.
+    Unreadable(&'static str),
 }
 
 /// The verifier on evidence.

@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::phase::{Phase, Proving, Reading, Retry, Step};
 use super::port::{Command, Facts, Proven, Session, Token, Unavailable};
 use super::trust::TrustedAk;
-use super::{Relay, SETBACK_CAP, SETBACK_FIRST, Time, doubled};
+use super::{Notice, Relay, SETBACK_CAP, SETBACK_FIRST, Time, doubled};
 use crate::messages::{LaterReason, Proof, Prove, Question, RefusedReason};
 use crate::statement::boot_statement;
 
@@ -34,7 +34,9 @@ impl Relay {
                 // all that wait are told the same, so each stands back further until they are few enough
                 let thinned = self.jitter.upper_half(doubled(SETBACK_FIRST, self.setbacks, SETBACK_CAP));
                 self.setbacks += 1;
-                self.later(wait.max(SETBACK_FIRST).max(thinned), LaterReason::Busy);
+                let wait = wait.max(SETBACK_FIRST).max(thinned);
+                self.notice(Notice::TurnedAway { wait });
+                self.later(wait, LaterReason::Busy);
                 self.phase = Phase::Idle;
             }
             Session::Unavailable(unavailable) => self.setback("session", Retry::Proceed, unavailable, now),
@@ -130,6 +132,10 @@ impl Relay {
     pub(super) fn boot_checked(&mut self, good: bool, now: Time) {
         match self.facts.as_ref().map(Facts::boot_stated) {
             Some(boot) if good => {
+                if self.stated_boot.is_none_or(|(before, ..)| before != boot.0) {
+                    // lines of another boot's log
+                    self.gathered = None;
+                }
                 self.stated_boot = Some(boot);
                 self.proceed(now);
             }

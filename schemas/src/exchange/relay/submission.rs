@@ -1,9 +1,10 @@
 //! Evidence that is bound goes to the verifier: to the index of its own offer, and until it is taken or of no more use.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::gather::lines;
-use super::phase::{Phase, Retry, Step, Unsubmitted};
+use super::phase::{Gathered, Phase, Retry, Step, Unsubmitted};
 use super::port::{Command, Submitted, Unavailable};
 use super::{Notice, Relay, Time, doubled};
 
@@ -49,12 +50,14 @@ impl Another {
 
 impl Relay {
     pub(super) fn submit(&mut self, unsubmitted: Unsubmitted, now: Time) {
+        // its lines are in what was restored
+        self.gathered = None;
         let Some(token) = self.token.clone() else {
             self.unsubmitted = Some(unsubmitted);
             self.proceed(now);
             return;
         };
-        let (offer, restored) = (unsubmitted.offer.clone(), unsubmitted.restored.clone());
+        let (offer, restored) = (unsubmitted.offer.clone(), Arc::clone(&unsubmitted.restored));
         self.command(Step::Submitting(unsubmitted), Command::Submit { token, offer, restored });
     }
 
@@ -70,14 +73,17 @@ impl Relay {
             }
             Submitted::AlreadyAccepted => self.taken(unsubmitted, now),
             Submitted::Superseded => {
-                if unsubmitted.offer.expires_at > now {
+                let another = unsubmitted.offer.expires_at > now;
+                self.take_back(unsubmitted);
+                if another {
                     self.yield_to_another(Duration::ZERO, now);
                 } else {
                     self.setback("evidence", Retry::Proceed, Unavailable { retry_after: None }, now);
                 }
             }
-            // a new challenge, and the log once more
+            // a new challenge, and the UEFI log once more
             Submitted::LogGone => {
+                self.take_back(unsubmitted);
                 self.setback("evidence", Retry::Proceed, Unavailable { retry_after: None }, now);
             }
             Submitted::TokenRejected => {
@@ -97,7 +103,18 @@ impl Relay {
             Submitted::Unavailable(unavailable) if unsubmitted.offer.expires_at > now => {
                 self.setback("evidence", Retry::Submit(unsubmitted), unavailable, now);
             }
-            Submitted::Unavailable(unavailable) => self.setback("evidence", Retry::Proceed, unavailable, now),
+            Submitted::Unavailable(unavailable) => {
+                self.take_back(unsubmitted);
+                self.setback("evidence", Retry::Proceed, unavailable, now);
+            }
+        }
+    }
+
+    /// Evidence that is of no use any more: its lines, where they explained the quote, need not travel again.
+    pub(super) fn take_back(&mut self, unsubmitted: Unsubmitted) {
+        let Unsubmitted { offer, restored, ima } = unsubmitted;
+        if let (Some(from), Some(end), Some(lines)) = (offer.ima_offset(), ima, &restored.ima) {
+            self.gathered = Some(Gathered { from, next: end.entries, lines: Arc::clone(lines) });
         }
     }
 
@@ -123,7 +140,7 @@ impl Relay {
         self.offered_at = None;
         let Unsubmitted { offer, restored, ima } = unsubmitted;
         if let (Some(facts), Some(from)) = (&mut self.facts, offer.ima_offset()) {
-            let known = from + restored.ima.as_deref().map_or(0, lines);
+            let known = from + lines(restored.lines());
             facts.ima_entries = facts.ima_entries.max(Some(known));
         }
         self.settle(offer, ima, now);

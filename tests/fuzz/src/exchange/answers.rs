@@ -1,5 +1,6 @@
 //! What devices, registrars and verifiers may answer, right or wrong, as the bytes have it.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use keylime_mqtt_schemas::compact::{pack_ima, pack_uefi};
@@ -172,6 +173,7 @@ impl Answers<'_> {
                 1 => Registered::Refused(RefusedReason::NotAdmitted),
                 2 => Registered::Unavailable(unavailable),
                 3 => Registered::Credential(vec![1; 3000]),
+                4 => Registered::Wait(seconds(bytes)),
                 _ => Registered::Credential(vec![self.next(); 336]),
             }),
             Command::Activate { .. } => Done::Activated(match wrong {
@@ -181,6 +183,7 @@ impl Answers<'_> {
                 _ => Activated::Accepted,
             }),
             Command::Withdraw => Done::Withdrawn,
+            Command::Unpack(unpack) => Done::Unpacked(unpack.carry_out(&[])),
             Command::OpenSession { .. } => Done::Session(match wrong {
                 1 => Session::Wait(seconds(bytes)),
                 2 => Session::Unavailable(unavailable),
@@ -242,8 +245,8 @@ impl Answers<'_> {
         Status::Standing(Standing {
             verdict,
             attestation_count: passed,
-            last_received: passed,
             last_success: passed,
+            interval: (passed % 2 == 1).then_some(Duration::from_secs(60)),
         })
     }
 
@@ -282,16 +285,17 @@ impl Answers<'_> {
     }
 
     fn restored(&self, restore: &keylime_mqtt_schemas::exchange::relay::Restore, wrong: u8) -> Restoring {
-        let restored = Box::new(Restored {
+        let restored = Arc::new(Restored {
             quote: signed(),
             pcr_blob: vec![0; 668],
-            ima: restore.ima.as_ref().map(|text| text.lines.clone()),
+            ima: restore.ima.as_ref().and_then(|parts| Some(Arc::new(parts.text(&[]).ok()?.lines))),
             uefi: restore.uefi,
         });
         let pcrs = values(restore.offer.pcrs);
         match wrong {
             1 => Restoring::Refuted,
             2 => Restoring::Unbound("no"),
+            4 => Restoring::Unreadable("no"),
             3 => Restoring::Unexplained { restored, pcrs, what: "a log" },
             _ => {
                 let entries = u64::from(self.facts.counter);
