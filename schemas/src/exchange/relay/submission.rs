@@ -73,13 +73,13 @@ impl Relay {
             }
             Submitted::AlreadyAccepted => self.taken(unsubmitted, now),
             Submitted::Superseded => {
-                let another = unsubmitted.offer.expires_at > now;
-                self.take_back(unsubmitted);
-                if another {
+                if unsubmitted.offer.expires_at > now {
                     self.yield_to_another(Duration::ZERO, now);
                 } else {
                     self.setback("evidence", Retry::Proceed, Unavailable { retry_after: None }, now);
                 }
+                // the other may have been an accident: the lines need not travel again
+                self.take_back(unsubmitted);
             }
             // a new challenge, and the UEFI log once more
             Submitted::LogGone => {
