@@ -5,12 +5,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{ArgGroup, Args, Parser, Subcommand, value_parser};
-use keylime_mqtt_broker_config::keep_memory_private;
+use keylime_mqtt_broker_config::{Report, Step, keep_memory_private};
 use tracing_subscriber::filter::{ParseError, Targets};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
-
-use keylime_mqtt_broker_config::{Report, Step};
 
 use crate::config::{Config, ConfigError, DEFAULT_FILE, Overrides, TpmOverrides};
 use crate::doctor::{self, Wishes};

@@ -9,12 +9,30 @@ use keylime_mqtt_schemas::exchange::relay::{
     Command, Done, Input, Offer, Offered, Output, Proven, Relay, Requested, Restored, Restoring, Session,
     Settings, Standing, Status, Submitted, Token,
 };
-use keylime_mqtt_schemas::messages::{Challenge, Evidence, Nonce, PcrMask, Prove, Quote, Ready, Up, Verdict};
+use keylime_mqtt_schemas::messages::{
+    BootTag, Challenge, Evidence, Nonce, PcrMask, Prove, Quote, Ready, Up, Verdict,
+};
 
 use super::device::Device;
 use super::keylime::INTERVAL;
 
 pub(crate) const AT: fn(u64) -> Time = Duration::from_secs;
+
+/// Asks for a quote and nothing else.
+pub(crate) fn plain_challenge(nonce: Nonce, boot: BootTag, pcrs: PcrMask) -> Challenge {
+    Challenge {
+        nonce,
+        boot,
+        pcrs,
+        good_for: 100,
+        silence: 100,
+        ima_offset: None,
+        held: None,
+        ticket: None,
+        full: false,
+        reference: false,
+    }
+}
 
 pub(crate) struct Hand {
     pub(crate) relay: Relay,
@@ -113,18 +131,7 @@ impl Hand {
 
     /// The device's evidence over this nonce, in full.
     pub(crate) fn evidence(&mut self, nonce: Nonce, pcrs: PcrMask) -> Evidence {
-        let challenge = Challenge {
-            nonce,
-            boot: self.device.marker().tag(),
-            pcrs,
-            good_for: 100,
-            silence: 100,
-            ima_offset: None,
-            held: None,
-            ticket: None,
-            full: false,
-            reference: false,
-        };
+        let challenge = plain_challenge(nonce, self.device.marker().tag(), pcrs);
         let Worked::Collected { evidence, .. } = self.device.work(Work::Collect(challenge)) else {
             unreachable!()
         };

@@ -7,7 +7,7 @@ use keylime_mqtt_schemas::exchange::attester::{Attester, Input, Output, Report, 
 use keylime_mqtt_schemas::messages::{Challenge, Down, LogKind, Need, Nonce, PcrMask, Question, Ready, Up};
 
 use super::device::{Device, dense_log};
-use super::hand::AT;
+use super::hand::{AT, plain_challenge};
 
 /// A device that has introduced itself.
 struct Asked {
@@ -60,18 +60,7 @@ impl Asked {
     fn challenge(&self, number: u32) -> Challenge {
         let mut nonce = [0; 16];
         nonce[..4].copy_from_slice(&number.to_be_bytes());
-        Challenge {
-            nonce: Nonce::from(nonce),
-            boot: self.ready.boot.tag(),
-            pcrs: PcrMask::try_from(7).unwrap(),
-            good_for: 100,
-            silence: 100,
-            ima_offset: None,
-            held: None,
-            ticket: None,
-            full: false,
-            reference: false,
-        }
+        plain_challenge(Nonce::from(nonce), self.ready.boot.tag(), PcrMask::try_from(7).unwrap())
     }
 }
 
