@@ -10,6 +10,7 @@ values
     (102, 'keylime/v1/${mqtt-clientid}/evidence/+', true,  false, true, true, false, false, false, ''),
     (103, 'keylime/v1/${mqtt-clientid}/presence',   true,  false, true, true, false, true,  false, ''),
     (104, 'keylime/v1/${mqtt-clientid}/challenge',  false, true,  true, true, false, false, false, ''),
+    (105, 'keylime/v1-bridge/+',                    false, true,  true, true, false, true,  false, ''),
     (201, 'keylime/v1/+/evidence',                  false, true,  true, true, false, false, true,  ''),
     (202, 'keylime/v1/+/evidence/+',                false, true,  true, true, false, false, false, ''),
     (203, 'keylime/v1/+/presence',                  false, true,  true, true, false, true,  false, ''),
@@ -21,12 +22,12 @@ values
 
 insert into public.roles (id, name, description)
 values
-    (100, 'keylime-device',        'says its own evidence and presence, hears its own challenge'),
+    (100, 'keylime-device',        'says its own evidence and presence, hears its own challenge and whether a bridge serves'),
     (200, 'keylime-bridge',        'hears evidence and presence, says challenges, results and its status'),
     (300, 'keylime-relying-party', 'reads results');
 
 insert into public.role_permissions (role, permission)
 values
-    (100, 101), (100, 102), (100, 103), (100, 104),
+    (100, 101), (100, 102), (100, 103), (100, 104), (100, 105),
     (200, 201), (200, 202), (200, 203), (200, 204), (200, 205), (200, 206),
     (300, 301), (300, 302);

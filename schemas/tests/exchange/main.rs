@@ -17,6 +17,7 @@ mod broker;
 mod cost;
 mod device;
 mod flows;
+mod group;
 mod hand;
 mod hello;
 mod keylime;

@@ -2,7 +2,6 @@
 
 use super::phase::{Phase, Retry};
 use super::port::{Facts, OpenedTicket};
-use super::trust::TrustedAk;
 use super::{Relay, Time};
 use crate::messages::{LaterReason, Ready, Unchanged};
 
@@ -17,11 +16,11 @@ impl Relay {
             self.dropped("Ready", "of an earlier boot than the one the device has stated");
             return;
         }
-        if let Some(ticket) = ticket.filter(|ticket| ticket.ak == facts.ak)
-            && self.token.is_none()
-        {
-            self.trusted = Some(TrustedAk::of_ticket(&ticket));
-            self.token = Some(ticket.token);
+        let news =
+            |ticket: &OpenedTicket| ticket.ak == facts.ak && self.token.as_ref() != Some(&ticket.token);
+        self.another.ticket_shown(ticket.filter(news));
+        if self.token.is_none() {
+            self.use_ticket(facts.ak);
         }
         self.plain = false;
         self.introduced(facts, now);
@@ -29,6 +28,9 @@ impl Relay {
 
     /// As in the last `Ready`, if that is still known here.
     pub(super) fn unchanged(&mut self, unchanged: Unchanged, now: Time) {
+        if self.settings.via.is_some() {
+            self.another.ticket_not_shown();
+        }
         let known = self.pending.as_ref().or(self.facts.as_ref());
         match known.filter(|facts| facts.tag == unchanged.ready).cloned() {
             Some(facts) => self.introduced(Facts { ima_entries: unchanged.ima_entries, ..facts }, now),

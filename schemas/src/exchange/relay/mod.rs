@@ -195,8 +195,7 @@ impl Relay {
     /// Acts on the time that has come.
     pub fn handle_timeout(&mut self, now: Time) {
         if self.timeout_at.is_some_and(|at| at <= now) {
-            self.timeout_at = None;
-            self.report(Verdict::Timeout, Some("no attestation within five intervals".to_owned()));
+            self.overdue(now);
         }
         if self.phase.due(self.sleeps()).is_some_and(|at| at <= now) {
             self.phase_due(now);

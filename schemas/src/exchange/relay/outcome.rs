@@ -20,6 +20,8 @@ const LONGEST_SETTLING: Duration = Duration::from_secs(20);
 const LEAST_SETTLING: Duration = Duration::from_secs(5);
 /// A FAIL that stood before may be the old one: wait for the evidence to be judged, this long.
 const OLD_FAIL: Duration = Duration::from_secs(1);
+/// When an outcome is awaited while the device becomes overdue.
+const OVERDUE_AGAIN: Duration = Duration::from_secs(1);
 /// First wait of a device held after a reboot; doubles.
 const HOLD_FIRST: Duration = Duration::from_secs(5);
 
@@ -55,6 +57,10 @@ impl Relay {
                     self.hold(now);
                 }
             }
+            (status, Reading::Overdue(phase)) => {
+                self.phase = *phase;
+                self.found_overdue(status, now);
+            }
             (Status::TokenRejected, Reading::Outcome(settling)) => {
                 self.token = None;
                 self.unread(&settling);
@@ -88,8 +94,7 @@ impl Relay {
             interval: None,
         });
         let waited = now.saturating_sub(settling.submitted_at);
-        let advanced = standing.attestation_count > before.attestation_count
-            || standing.last_success > before.last_success;
+        let advanced = standing.is_beyond(before);
         let outcome = match standing.verdict {
             Verdict::Fail if before.verdict != Verdict::Fail || waited >= OLD_FAIL => Some(Outcome::Fail),
             Verdict::Fail => None,
@@ -141,6 +146,46 @@ impl Relay {
         }));
         self.told = Some(Told::Attested(outcome));
         self.rest(settling.submitted_at, outcome);
+    }
+
+    /// Five intervals without a success from here. Another bridge may have attested the device meanwhile, so nothing is said of
+    /// it before Keylime was asked.
+    pub(super) fn overdue(&mut self, now: Time) {
+        match (std::mem::take(&mut self.phase), self.token.clone()) {
+            // the outcome of evidence from here is on its way
+            (phase @ (Phase::Busy(_) | Phase::Settling(_)), _) => {
+                self.phase = phase;
+                self.timeout_at = Some(now + OVERDUE_AGAIN);
+            }
+            (phase, Some(token)) if !phase.has_submitted() => {
+                self.timeout_at = None;
+                self.read_status(token, Reading::Overdue(Box::new(phase)));
+            }
+            (phase, _) => {
+                self.phase = phase;
+                self.timed_out();
+            }
+        }
+    }
+
+    fn found_overdue(&mut self, status: Status, now: Time) {
+        match status {
+            Status::Standing(standing) if self.baseline.is_some_and(|before| standing.is_beyond(before)) => {
+                if self.another.may_be_this_one(self.interval() * TIMEOUT_INTERVALS, now) {
+                    self.baseline = Some(standing);
+                    self.timeout_at = Some(now + self.interval() * TIMEOUT_INTERVALS);
+                } else {
+                    self.yield_to_another(Duration::ZERO, now);
+                }
+            }
+            Status::Gone => self.not_enrolled(),
+            Status::Standing(_) | Status::TokenRejected | Status::Unavailable(_) => self.timed_out(),
+        }
+    }
+
+    fn timed_out(&mut self) {
+        self.timeout_at = None;
+        self.report(Verdict::Timeout, Some("no attestation within five intervals".to_owned()));
     }
 
     /// Until the next attestation. Failing devices come less often.

@@ -110,6 +110,8 @@ pub(super) enum Reading {
     Baseline,
     Outcome(Settling),
     Hold,
+    /// Five intervals without evidence from here; the phase goes on afterwards.
+    Overdue(Box<Phase>),
 }
 
 /// A command under way and what is needed to go on from its answer.
@@ -213,6 +215,12 @@ impl Phase {
         }
     }
 
+    /// Whether evidence from here may be with the verifier, and its outcome was not read.
+    pub(super) fn has_submitted(&self) -> bool {
+        let retry = |retry: &Retry| matches!(retry, Retry::Submit(_) | Retry::Outcome(_));
+        matches!(self, Self::Settling(_)) || matches!(self, Self::Setback { retry: next, .. } if retry(next))
+    }
+
     /// When the question that is open was asked first.
     pub(super) fn asked_at(&self) -> Option<Time> {
         match self {
@@ -232,6 +240,7 @@ impl Phase {
             Self::AwaitStatement { restored, .. } | Self::Busy(Step::CheckingStatement(_, restored)) => {
                 restored.held()
             }
+            Self::Busy(Step::Reading(Reading::Overdue(phase))) => phase.held(),
             Self::Busy(Step::Submitting(unsubmitted)) => unsubmitted.restored.held(),
             Self::Busy(Step::Restoring(_, evidence)) => {
                 evidence.ima.as_ref().map_or(0, |segment| segment.packed.as_slice().len())

@@ -392,6 +392,13 @@ pub struct Standing {
     pub interval: Option<Duration>,
 }
 
+impl Standing {
+    /// Whether it had a success since `before`.
+    pub fn is_beyond(&self, before: Self) -> bool {
+        self.attestation_count > before.attestation_count || self.last_success > before.last_success
+    }
+}
+
 /// The verifier on the status of a device.
 #[derive(Debug, Clone, Copy)]
 pub enum Status {

@@ -9,7 +9,7 @@ use super::phase::{Phase, Proving, Reading, Retry, Step};
 use super::port::{Command, Facts, Proven, Session, Token, Unavailable};
 use super::trust::TrustedAk;
 use super::{Notice, Relay, SETBACK_CAP, SETBACK_FIRST, Time, doubled};
-use crate::messages::{LaterReason, Proof, Prove, Question, RefusedReason};
+use crate::messages::{AkName, LaterReason, Proof, Prove, Question, RefusedReason};
 use crate::statement::boot_statement;
 
 impl Relay {
@@ -20,8 +20,26 @@ impl Relay {
             self.setback("session", Retry::Proceed, Unavailable { retry_after: None }, now);
             return;
         }
-        let known = self.facts.as_ref().is_some_and(|facts| self.trusts(facts.ak));
+        let Some(ak) = self.facts.as_ref().map(|facts| facts.ak) else {
+            self.phase = Phase::Idle;
+            return;
+        };
+        if self.use_ticket(ak) {
+            return self.proceed(now);
+        }
+        if self.another.may_have_given_a_ticket() {
+            return self.start_over();
+        }
+        let known = self.trusts(ak);
         self.command(Step::OpeningSession, Command::OpenSession { known });
+    }
+
+    /// Goes on with the token that another bridge, or this one in its last life, was given.
+    pub(super) fn use_ticket(&mut self, ak: AkName) -> bool {
+        let Some(ticket) = self.another.take_ticket().filter(|ticket| ticket.ak == ak) else { return false };
+        self.trusted = Some(TrustedAk::of_ticket(&ticket));
+        self.token = Some(ticket.token);
+        true
     }
 
     pub(super) fn session(&mut self, session: Session, now: Time) {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::gather::lines;
 use super::phase::{Gathered, Phase, Retry, Step, Unsubmitted};
-use super::port::{Command, Submitted, Unavailable};
+use super::port::{Command, OpenedTicket, Submitted, Unavailable};
 use super::{Notice, Relay, Time, doubled};
 
 /// A bridge that takes over looks after a device again at least so often.
@@ -22,6 +22,10 @@ pub(super) struct Another {
     times: u32,
     /// The device is left to it for now.
     yielded: bool,
+    /// What the device showed, and this bridge had a token already.
+    ticket: Option<OpenedTicket>,
+    /// The device said that nothing is new, which leaves out a ticket that the other may have given it.
+    unshown: bool,
 }
 
 impl Another {
@@ -38,6 +42,35 @@ impl Another {
     /// The device speaks up: perhaps nobody serves it any more.
     pub(super) fn is_doubted(&mut self) -> bool {
         std::mem::take(&mut self.yielded)
+    }
+
+    /// Whether a success of this time can be that of evidence from here whose outcome was not read.
+    pub(super) fn may_be_this_one(&self, time: Duration, now: Time) -> bool {
+        self.submitted_at.is_some_and(|at| now.saturating_sub(at) < time)
+    }
+
+    pub(super) fn ticket_shown(&mut self, ticket: Option<OpenedTicket>) {
+        self.unshown = false;
+        self.ticket = ticket;
+    }
+
+    pub(super) fn ticket_not_shown(&mut self) {
+        self.unshown = true;
+    }
+
+    pub(super) fn take_ticket(&mut self) -> Option<OpenedTicket> {
+        self.ticket.take()
+    }
+
+    /// Whether the device is to be asked for its ticket, which is cheaper than a session.
+    pub(super) fn may_have_given_a_ticket(&mut self) -> bool {
+        std::mem::take(&mut self.unshown)
+    }
+
+    /// Evidence was taken from here: the device has no newer ticket than this bridge's.
+    fn is_not_here(&mut self) {
+        self.unshown = false;
+        self.ticket = None;
     }
 
     /// Whether that is to be said aloud: at the first, second, fourth ... time.
@@ -138,6 +171,7 @@ impl Relay {
         self.spoiled = 0;
         self.fresh_token = false;
         self.offered_at = None;
+        self.another.is_not_here();
         let Unsubmitted { offer, restored, ima } = unsubmitted;
         if let (Some(facts), Some(from)) = (&mut self.facts, offer.ima_offset()) {
             let known = from + lines(restored.lines());

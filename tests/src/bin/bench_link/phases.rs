@@ -95,18 +95,23 @@ impl Trace {
         self.sent(message.with_context(|| format!("no {kind} was sent"))?)
     }
 
-    /// When the packet was sent that begins this message: the nearest with a record of its size.
+    /// When the packet was sent that begins this message: the nearest with a record of its size, else, as two messages written at
+    /// once share a record, the nearest with a larger one.
     fn sent(&self, message: &Message) -> Result<Duration> {
         let least = message.topic + message.payload.len() + PUBLISH_LEAST;
         let most = message.topic + message.payload.len() + PUBLISH_MOST;
-        let fits = |record: &&Record| record.up == message.up && (least..=most).contains(&record.plain);
-        let times = self.capture.records.iter().filter(fits);
+        let alone = self.nearest(message, |plain| (least..=most).contains(&plain));
+        let shared = || self.nearest(message, |plain| plain > most);
+        alone.or_else(shared).with_context(|| format!("no record on the link is this {}", message.kind))
+    }
+
+    fn nearest(&self, message: &Message, fits: impl Fn(usize) -> bool) -> Option<Duration> {
+        let records =
+            self.capture.records.iter().filter(|record| record.up == message.up && fits(record.plain));
         let times =
-            times.filter_map(|record| self.capture.packets.get(record.packet).map(|packet| packet.at));
+            records.filter_map(|record| self.capture.packets.get(record.packet).map(|packet| packet.at));
         let nearest = times.min_by_key(|at| at.abs_diff(message.at));
-        nearest
-            .filter(|at| at.abs_diff(message.at) < SLACK)
-            .with_context(|| format!("no record on the link is this {}", message.kind))
+        nearest.filter(|at| at.abs_diff(message.at) < SLACK)
     }
 
     /// When each new challenge after `after` was sent, and a little before that; repeats are not new.

@@ -50,7 +50,7 @@ pub(crate) enum Moment {
     CredentialToActivation,
     /// The session's nonce is out, the proof is not
     ProveToProof,
-    /// The first part of a part of a log is in, the last is not
+    /// A part of a log is on its way
     MidBlob,
 }
 

@@ -17,8 +17,10 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// Between two looks at the verifier's log, which cannot announce itself.
 const LOOK_EVERY: Duration = Duration::from_millis(2);
 
-/// Of the victim's link while a log goes up: a part of a log then takes over a second.
-const SLOW_LINK: u32 = 32 * 1024;
+/// Of the victim's link, bytes a second, while a log goes up: a part of a log then takes about a second.
+const SLOW_FOR_LOGS: u32 = 16 * 1024;
+/// While it answers a question: an answer of 300 to 700 bytes then takes some tenths of a second.
+const SLOW_FOR_ANSWERS: u32 = 2 * 1024;
 
 /// Where the victim's exchange is followed.
 pub(crate) struct Watch {
@@ -42,15 +44,18 @@ impl Watch {
         let log = Tail::of(&rig.world.scratch.log("verifier"));
         let mark = rig.world.observer()?.mark();
         match moment {
-            Moment::AnyTime | Moment::PostToPatch | Moment::AcceptedToOutcome => {}
+            Moment::AnyTime | Moment::AcceptedToOutcome => {}
+            Moment::PostToPatch => rig.member(victim)?.link.slow_down(Some(SLOW_FOR_ANSWERS)),
             Moment::CredentialToActivation => {
-                let device = &mut rig.member(victim)?.device;
-                device.forget_enrolment()?;
+                rig.member(victim)?.device.forget_enrolment()?;
                 rig.world.bridge.kill();
                 rig.world.bridge.start()?;
-                rig.member(victim)?.device.start_agent()?;
+                let member = rig.member(victim)?;
+                member.device.start_agent()?;
+                member.link.slow_down(Some(SLOW_FOR_ANSWERS));
             }
             Moment::ProveToProof => {
+                rig.member(victim)?.link.slow_down(Some(SLOW_FOR_ANSWERS));
                 // Without its keys the bridge can open no ticket.
                 rig.world.bridge.kill();
                 fs::remove_file(rig.bridge_dir.join("ticket.key"))?;
@@ -59,7 +64,7 @@ impl Watch {
             Moment::MidBlob => {
                 let member = rig.member(victim)?;
                 member.device.run_programs(&burst())?;
-                member.link.slow_down(Some(SLOW_LINK));
+                member.link.slow_down(Some(SLOW_FOR_LOGS));
                 // Whoever comes anew says how long the log is now.
                 if kills_agents {
                     member.device.kill_agent();
@@ -121,7 +126,7 @@ impl Watch {
             Moment::PostToPatch => matches!(self.question(seen), Some(Question::Challenge(_))),
             Moment::CredentialToActivation => matches!(self.question(seen), Some(Question::Credential(_))),
             Moment::ProveToProof => matches!(self.question(seen), Some(Question::Prove(_))),
-            Moment::MidBlob => self.part(seen).is_some_and(|(index, count)| index + 1 < count),
+            Moment::MidBlob => matches!(self.question(seen), Some(Question::Need(_))),
         }
     }
 
@@ -131,7 +136,7 @@ impl Watch {
             Moment::AcceptedToOutcome => {
                 seen.result().is_some_and(|result| result.agent_id.as_str() == self.id)
             }
-            Moment::MidBlob => self.part(seen).is_some_and(|(index, count)| index + 1 == count),
+            Moment::MidBlob => self.ends_a_part(seen),
             Moment::PostToPatch | Moment::CredentialToActivation | Moment::ProveToProof => self.speaks(seen),
         }
     }
@@ -148,14 +153,18 @@ impl Watch {
         seen.topic.ends_with(&evidence) && !greets()
     }
 
-    /// Place and number of a fragment of the victim's.
-    fn part(&self, seen: &Seen) -> Option<(u64, u64)> {
-        if !self.speaks(seen) || !is_fragment(&seen.payload) {
-            return None;
+    /// Whether this is the last piece of a part of a log, or all of it.
+    fn ends_a_part(&self, seen: &Seen) -> bool {
+        if !self.speaks(seen) {
+            return false;
         }
-        let fragment: ciborium::Value = ciborium::from_reader(seen.payload.as_slice()).ok()?;
-        let number = |place: usize| fragment.as_array()?.get(place)?.as_integer()?.try_into().ok();
-        Some((number(1)?, number(2)?))
+        if !is_fragment(&seen.payload) {
+            return matches!(decode(&seen.payload), Ok(Up::Blob(_)));
+        }
+        let fragment: Option<ciborium::Value> = ciborium::from_reader(seen.payload.as_slice()).ok();
+        let number = |place: usize| fragment.as_ref()?.as_array()?.get(place)?.as_integer();
+        let (index, count) = (number(1).map(u64::try_from), number(2).map(u64::try_from));
+        matches!((index, count), (Some(Ok(index)), Some(Ok(count))) if index + 1 == count)
     }
 }
 
