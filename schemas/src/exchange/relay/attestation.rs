@@ -21,6 +21,8 @@ use crate::statement::evidence_statement;
 const CONFLICT_WAIT: Duration = Duration::from_secs(1);
 /// When the verifier says that it is too early and not for how long.
 const LEAST_EARLY: Duration = Duration::from_secs(1);
+/// First wait after an answer that cannot be used; doubles.
+pub(super) const SPOILED_FIRST: Duration = Duration::from_secs(1);
 /// Evidence that cannot be used is asked for again at least this often.
 const SPOILED_CAP: Duration = Duration::from_secs(60);
 /// A device hearing nothing for less than this has no reason to worry.
@@ -259,7 +261,7 @@ impl Relay {
 
     /// Anew after a while, longer each time: every try costs the device a message and the verifier a record.
     pub(super) fn anew_later(&mut self) {
-        let wait = doubled(Duration::from_secs(1), self.spoiled / 2, SPOILED_CAP);
+        let wait = doubled(SPOILED_FIRST, self.spoiled / 2, SPOILED_CAP);
         self.phase = Phase::Idle;
         self.later(wait, LaterReason::Unusable);
     }

@@ -456,9 +456,11 @@ impl Relay {
         Repeat::first(now, self.repeat_after(), self.settings.repeats)
     }
 
-    /// A repeat that overtakes the answer costs both of them again on the link that is slow already.
+    /// A repeat that overtakes the answer costs both of them again on the link that is slow already. A link on which that takes
+    /// longer than half the interval is none.
     fn repeat_after(&self) -> Duration {
-        self.settings.repeat_after.max(self.answers_take * ANSWER_TIMES)
+        let slow = (self.answers_take * ANSWER_TIMES).min(self.interval() / 2);
+        self.settings.repeat_after.max(slow)
     }
 
     fn command(&mut self, step: Step, command: Command) {

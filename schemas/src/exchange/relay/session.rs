@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use super::attestation::SPOILED_FIRST;
 use super::phase::{Phase, Proving, Reading, Retry, Step};
 use super::port::{Command, Facts, Proven, Session, Token, Unavailable};
 use super::trust::TrustedAk;
@@ -93,7 +94,7 @@ impl Relay {
 
     pub(super) fn proven(&mut self, proving: Proving, proven: Proven, now: Time) {
         match proven {
-            Proven::Unbound(why) => self.unproven(proving, why),
+            Proven::Unbound(why) => self.unproven(proving, why, now),
             Proven::Token { token, certified, ticket } => {
                 self.fresh_token = true;
                 self.token = Some(token);
@@ -119,16 +120,17 @@ impl Relay {
         }
     }
 
-    /// The session is as good as before. The question is repeated in its time; and as it may be the `Ready` that was changed,
-    /// the device is asked for another, after a wait that grows as long as nothing is heard that fits.
-    fn unproven(&mut self, proving: Proving, why: &'static str) {
+    /// The session is as good as before. As it may be the `Ready` that was changed, the device is asked for another, which
+    /// brings the question again; after a wait that grows as long as nothing is heard that fits.
+    fn unproven(&mut self, proving: Proving, why: &'static str, now: Time) {
         self.dropped("Proof", why);
         self.spoiled += 1;
-        if self.spoiled.is_multiple_of(2) {
-            let wait = doubled(SETBACK_FIRST, self.spoiled / 2, SETBACK_CAP);
-            self.later(wait, LaterReason::Unusable);
-        }
-        self.phase = Phase::AwaitProof(proving);
+        // the verifier has no part in this, so no longer than half the interval: its end is noticed
+        let wait = doubled(SPOILED_FIRST, self.spoiled, SETBACK_CAP.min(self.interval() / 2));
+        self.later(wait, LaterReason::Unusable);
+        // asked before that, the device would wait anew
+        let repeat = proving.repeat.postponed(now + wait + self.repeat_after());
+        self.phase = Phase::AwaitProof(Proving { repeat, ..proving });
     }
 
     /// What the device said cannot be built on: it should say `Ready` again.
