@@ -40,11 +40,12 @@ bench-link: setup
 
 # A hostile broker and a hostile device, long form: the simulated exchange for the bulk, real parts for the proof. SEED=…
 # repeats a plan; LIES takes options: make lies LIES="--verdicts 200"
-lies: setup build
+lies: setup
 	@mkdir -p .run
+	$(CARGO) build --release --workspace --bins
 	LIES_TABLE=$(CURDIR)/.run/lies-simulated.tsv $(CARGO) test --release -p keylime-mqtt-schemas --test exchange -- \
 		--ignored --nocapture each_lie_in_each_flow_fifty_times
-	@$(CARGO) run --quiet --bin keylime-mqtt-lies -- --simulated .run/lies-simulated.tsv $(LIES)
+	@$(CARGO) run --release --quiet --bin keylime-mqtt-lies -- --simulated .run/lies-simulated.tsv $(LIES)
 
 # SEED=7 draws another plan, the same one each time; KILLS=50 is a shorter run. CHAOS takes further options.
 chaos: setup build

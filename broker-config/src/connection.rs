@@ -126,6 +126,9 @@ impl<'a> Connection<'a> {
         }
         let end = self.serve(renewal, stop).await;
         if let Err(loss) = &end {
+            if matches!(loss, Loss::Stalled) {
+                self.patience.stalled();
+            }
             self.patience.died_after(self.eventloop.pulse.risk().filter(|_| loss.is_silence()));
         }
         self.salvage().await;
@@ -207,6 +210,7 @@ impl<'a> Connection<'a> {
     ) -> Result<Step, Loss> {
         let Self { eventloop, client, ledger, outbox, counters, limits, pace, patience, .. } = self;
         let silent_at = Instant::now() + limits.silence + eventloop.pulse.slack();
+        let (before, round_trip) = ((*patience).clone(), eventloop.pulse.round_trip());
         let poll = eventloop.poll(patience);
         tokio::pin!(poll);
         loop {
@@ -224,7 +228,8 @@ impl<'a> Connection<'a> {
                     *parting = Some(Instant::now() + PARTING);
                 }
             }
-            let overdue_at = ledger.overdue_at(limits.ack);
+            let stalled_at = ledger.stalled_at(&before, round_trip);
+            let overdue_at = ledger.overdue_at(limits.ack).into_iter().chain(stalled_at).min();
             let give_up_at = parting.unwrap_or_else(|| overdue_at.map_or(silent_at, |at| at.min(silent_at)));
             tokio::select! {
                 biased;
@@ -242,6 +247,7 @@ impl<'a> Connection<'a> {
                 },
                 () = sleep_until(give_up_at) => return match (&parting, overdue_at) {
                     (Some(_), _) => Ok(Step::Parted),
+                    (None, Some(at)) if at <= silent_at && stalled_at == Some(at) => Err(Loss::Stalled),
                     (None, Some(at)) if at <= silent_at => {
                         Err(Loss::AckOverdue { seconds: limits.ack.as_secs() })
                     }
@@ -257,6 +263,7 @@ impl<'a> Connection<'a> {
             Event::Incoming(Packet::PubAck(answer)) => {
                 if let Some(size) = self.ledger.acknowledged(answer.pkid) {
                     self.packets.passed(size);
+                    self.patience.moved(self.ledger.speed());
                     self.counters.settle(Qos::AtLeastOnce);
                 }
             }

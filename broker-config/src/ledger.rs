@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::{link::Qos, window::Window};
+use crate::{link::Qos, pulse::Patience, window::Window};
 
 #[derive(Debug, Default)]
 pub(crate) struct Ledger {
@@ -63,6 +63,17 @@ impl Ledger {
     /// When the next acknowledgement is overdue, if one of a small message is after `limit`.
     pub(crate) fn overdue_at(&self, limit: Duration) -> Option<Instant> {
         self.window.overdue_at(limit)
+    }
+
+    /// When a new connection is better than this one, by what is known of the speed here or from before.
+    pub(crate) fn stalled_at(&self, patience: &Patience, round_trip: Duration) -> Option<Instant> {
+        let speed = self.window.speed().or(patience.speed())?;
+        self.window.stalled_at(speed, round_trip, patience.stall_times())
+    }
+
+    /// Bytes a second, once that is known.
+    pub(crate) fn speed(&self) -> Option<usize> {
+        self.window.speed()
     }
 
     /// Bytes for which an acknowledgement is due.

@@ -98,6 +98,10 @@ pub(crate) enum Loss {
         "no acknowledgement for {seconds} s (broker.ack_timeout_seconds): the network or the broker hangs"
     )]
     AckOverdue { seconds: u64 },
+    #[error(
+        "a log has stopped on its way, which is most likely a cut of the link: a new connection goes on sooner than this one would"
+    )]
+    Stalled,
     /// On a visit, where one answer is waited for.
     #[error(
         "the broker did not answer within {seconds} s (broker.ack_timeout_seconds): the network or the broker hangs"

@@ -31,12 +31,36 @@ pub(crate) struct Patience {
     most: Duration,
     /// The silence before the last connection was found dead, until it is known whether the link was to blame.
     suspect: Option<Duration>,
+    /// Bytes a second that the link carried when that was known last.
+    speed: Option<usize>,
+    /// Connections given up as stalled since anything was acknowledged: perhaps the link is only slower than it was.
+    stalls: u32,
 }
 
 impl Patience {
     pub(crate) fn new(keep_alive: Duration) -> Self {
         let silence = FIRST_SILENCE.min(keep_alive);
-        Self { keep_alive, silence, most: keep_alive, suspect: None }
+        Self { keep_alive, silence, most: keep_alive, suspect: None, speed: None, stalls: 0 }
+    }
+
+    /// Bytes a second of the link, from this connection or one before.
+    pub(crate) fn speed(&self) -> Option<usize> {
+        self.speed
+    }
+
+    /// How many times as long as usual an acknowledgement may take.
+    pub(crate) fn stall_times(&self) -> u32 {
+        1 << self.stalls.min(6)
+    }
+
+    pub(crate) fn stalled(&mut self) {
+        self.stalls += 1;
+    }
+
+    /// Something was acknowledged.
+    pub(crate) fn moved(&mut self, speed: Option<usize>) {
+        self.stalls = 0;
+        self.speed = speed.or(self.speed);
     }
 
     fn survived(&mut self, silence: Duration) {
@@ -156,6 +180,11 @@ impl Pulse {
     /// How long an answer to a ping may take.
     fn answer_limit(&self) -> Duration {
         ANSWER.min(self.keep_alive) + self.slack()
+    }
+
+    /// As a ping or CONNECT took.
+    pub(crate) fn round_trip(&self) -> Duration {
+        self.round_trip
     }
 
     /// What a slow link takes longer than a quick one for anything.

@@ -17,6 +17,10 @@ const MOMENT: Duration = Duration::from_secs(2);
 const TELLING: usize = 4 * 1024;
 /// Bytes a second of the slowest link: a quarter of what NB-IoT has in a poor place.
 const SLOWEST: usize = 1000;
+/// So many times as long as it should take, an acknowledgement may take before TCP is thought to wait out a cut.
+const STALLED_TIMES: u32 = 3;
+/// TCP mends a lost segment or two within this on any link.
+const LEAST_STALL: Duration = Duration::from_secs(10);
 
 /// Messages of QoS 1 and SUBSCRIBEs that wait for their acknowledgement, in order.
 #[derive(Debug, Default)]
@@ -59,6 +63,21 @@ impl Window {
         self.waiting_since.map(|since| since + with_size(limit, bytes))
     }
 
+    /// Bytes a second, once that is known.
+    pub(crate) fn speed(&self) -> Option<usize> {
+        self.carries.map(|bytes| bytes / usize::try_from(MOMENT.as_secs()).unwrap_or(1))
+    }
+
+    /// When a new connection is better than this one: a log is under way, and its acknowledgement takes so much longer than the
+    /// link's speed explains that there was a cut, after which TCP waits twice as long with each attempt. For a small message
+    /// that wait is cheaper than a handshake. After connections that stalled in a row it may take so many times longer.
+    pub(crate) fn stalled_at(&self, speed: usize, round_trip: Duration, times: u32) -> Option<Instant> {
+        let (bytes, _) = self.under_way.front().filter(|_| self.bytes >= TELLING)?;
+        let carrying = Duration::from_millis(u64::try_from(bytes * 1000 / speed.max(1)).unwrap_or(u64::MAX));
+        let allowed = (round_trip + carrying).saturating_mul(STALLED_TIMES).max(LEAST_STALL);
+        self.waiting_since.and_then(|since| since.checked_add(allowed.saturating_mul(times)))
+    }
+
     pub(crate) fn is_clear(&self) -> bool {
         self.under_way.is_empty()
     }
@@ -98,6 +117,21 @@ mod tests {
         assert!((75_000..120_000).contains(&lte_m), "{lte_m}");
         let lan = most_under_way(10_000_000, Duration::from_millis(1));
         assert!(lan > 1_000_000, "{lan}");
+    }
+
+    #[test]
+    fn a_log_stalls_when_its_acknowledgement_takes_three_times_its_time_and_a_small_message_never_does() {
+        let (now, trip) = (Instant::now(), Duration::from_secs(2));
+        let mut window = Window::default();
+        window.hand_over(3000, now);
+        assert_eq!(window.stalled_at(1000, trip, 1), None);
+        window.hand_over(8000, now);
+        assert_eq!(window.stalled_at(1000, trip, 1), Some(now + Duration::from_secs(15)));
+        window.acknowledged(now + Duration::from_secs(3));
+        assert_eq!(window.stalled_at(1000, trip, 1), Some(now + Duration::from_secs(3 + 30)));
+        assert_eq!(window.stalled_at(1_000_000, trip, 1), Some(now + Duration::from_secs(3) + LEAST_STALL));
+        assert_eq!(window.stalled_at(1000, trip, 4), Some(now + Duration::from_secs(3 + 120)));
+        assert_eq!(window.speed(), None, "3000 bytes tell of the round trip alone");
     }
 
     #[test]

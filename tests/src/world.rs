@@ -154,10 +154,16 @@ impl World {
 
     /// Connects the observer, which sees every message from then on.
     pub fn connect_observer(&mut self) -> Result<()> {
+        self.observe(&["#"])
+    }
+
+    /// Connects the observer anew, for these topics alone.
+    pub fn observe(&mut self, filters: &[&str]) -> Result<()> {
+        self.observer = None;
         let certificate = self.pki.issue(OBSERVER, &[])?;
         let logs = self.scratch.logs();
         let (host, port) = (self.broker.host(), self.broker.port());
-        self.observer = Some(Observer::connect_to(host, port, &self.pki.ca(), &certificate, &["#"], &logs)?);
+        self.observer = Some(Observer::connect_to(host, port, &self.pki.ca(), &certificate, filters, &logs)?);
         Ok(())
     }
 

@@ -1,9 +1,10 @@
 //! Name to addresses to one TCP connection.
 //!
 //! A name may lead to addresses that do not answer, typically IPv6 behind a firewall that drops it. So the next
-//! address gets its turn while earlier ones are still silent (RFC 8305), and the first that answers wins.
+//! address gets its turn while earlier ones are still silent (RFC 8305), and the first that answers wins. Those that stay
+//! silent are asked again, for TCP by itself would find a link that is back after a cut late.
 
-use std::{io, net::SocketAddr, time::Duration};
+use std::{collections::VecDeque, io, net::SocketAddr, time::Duration};
 
 use tokio::{
     net::{TcpStream, lookup_host},
@@ -16,6 +17,10 @@ use super::{Milestone, PathError, Peer};
 /// RFC 8305 §8 allows up to 2 s. On a metered link of such a round trip, less would open connections that are
 /// not needed.
 const HEAD_START: Duration = Duration::from_secs(2);
+/// TCP asks again after twice as long each time; a link that is back after a cut is found within this.
+const AGAIN: Duration = Duration::from_secs(5);
+/// At once, of both kinds.
+const MOST_ATTEMPTS: usize = 16;
 /// A name with more addresses than this does not become more reachable by trying all.
 const MOST_ADDRESSES: usize = 8;
 
@@ -59,22 +64,31 @@ fn by_turns(addresses: Vec<SocketAddr>) -> Vec<SocketAddr> {
 async fn first_to_answer(addresses: Vec<SocketAddr>) -> io::Result<TcpStream> {
     // dropped on return, which ends the attempts that are still under way
     let mut attempts = JoinSet::new();
-    let mut waiting = addresses.into_iter();
+    let mut waiting = VecDeque::from(addresses);
+    let mut silent = VecDeque::new();
     let mut last_error = None;
     loop {
-        let next = waiting.next();
-        let more = next.is_some();
-        if let Some(address) = next {
-            attempts.spawn(TcpStream::connect(address));
+        if let Some(address) = waiting.pop_front() {
+            attempts
+                .spawn(async move { TcpStream::connect(address).await.map_err(|error| (address, error)) });
+            silent.push_back(address);
         }
+        let pause = if waiting.is_empty() { AGAIN } else { HEAD_START };
         tokio::select! {
             attempt = attempts.join_next() => match attempt {
                 Some(Ok(Ok(stream))) => return Ok(stream),
-                Some(Ok(Err(error))) => last_error = Some(error),
+                Some(Ok(Err((address, error)))) => {
+                    silent.retain(|other| *other != address);
+                    last_error = Some(error);
+                }
                 Some(Err(error)) => last_error = Some(io::Error::other(error)),
                 None => break,
             },
-            () = sleep(HEAD_START), if more => {}
+            () = sleep(pause) => {
+                if waiting.is_empty() && attempts.len() < MOST_ATTEMPTS {
+                    waiting.extend(silent.pop_front());
+                }
+            }
         }
     }
     Err(last_error.unwrap_or_else(|| io::Error::other("no attempt was made")))

@@ -37,11 +37,13 @@ fn asks_for_ready(outputs: &[Output]) -> bool {
 }
 
 fn commands(outputs: &[Output]) -> Vec<&Command> {
-    let command = |output| match output {
-        &Output::Command(ref command) => Some(command),
-        _ => None,
-    };
-    outputs.iter().filter_map(command).collect()
+    let mut commands = Vec::new();
+    for output in outputs {
+        if let Output::Command(command) = output {
+            commands.push(command);
+        }
+    }
+    commands
 }
 
 fn opens_a_session(outputs: &[Output]) -> bool {
