@@ -31,9 +31,9 @@ impl Backoff {
         Self { builder, ceilings: builder.build(), longest }
     }
 
-    /// The wait before the next attempt.
-    pub(crate) fn next_wait(&mut self) -> Duration {
-        let ceiling = self.next_ceiling();
+    /// The wait before the next attempt, below `most`.
+    pub(crate) fn next_wait(&mut self, most: Option<Duration>) -> Duration {
+        let ceiling = self.next_ceiling().min(most.unwrap_or(Duration::MAX));
         rand::rng().random_range(SHORTEST_WAIT..=ceiling.max(SHORTEST_WAIT))
     }
 
@@ -68,13 +68,21 @@ mod tests {
     fn waits_are_spread_over_the_whole_range_below_the_ceiling() {
         let longest = Duration::from_secs(100);
         let mut backoff = Backoff::new(longest, longest);
-        let waits: Vec<Duration> = (0..400).map(|_| backoff.next_wait()).collect();
+        let waits: Vec<Duration> = (0..400).map(|_| backoff.next_wait(None)).collect();
         assert!(waits.iter().all(|wait| (SHORTEST_WAIT..=longest).contains(wait)));
         // each tenth of the range is missed by 400 draws once in 10^18 runs
         for tenth in 0..10 {
             let slice = longest * tenth / 10..longest * (tenth + 1) / 10;
             assert!(waits.iter().any(|wait| slice.contains(wait)), "no wait in {slice:?}");
         }
+    }
+
+    #[test]
+    fn who_is_missed_sooner_than_the_longest_ceiling_comes_back_sooner() {
+        let most = Duration::from_secs(30);
+        let mut backoff = Backoff::new(Duration::from_secs(2), Duration::from_secs(300));
+        assert!((0..100).all(|_| backoff.next_wait(Some(most)) <= most));
+        assert!((0..100).any(|_| backoff.next_wait(None) > most));
     }
 
     #[test]
@@ -89,7 +97,7 @@ mod tests {
                 if at > Duration::ZERO {
                     *second += 1;
                 }
-                at += backoff.next_wait();
+                at += backoff.next_wait(None);
             }
         }
         let most = |from: usize| attempts.iter().skip(from).max().copied().unwrap_or_default();

@@ -22,7 +22,7 @@ use crate::{
     brokers::{Brokers, Choice},
     connection::{Connection, Ended},
     limits::{Limits, SMALLEST_PACKET_LIMIT},
-    link::{Counters, Letter, LinkEvent, Qos, SHUTDOWN_LIMIT, Will},
+    link::{Counters, Letter, LinkEvent, MissedAfter, Qos, SHUTDOWN_LIMIT, Will},
     loss::Loss,
     packet_limit::{Closed, PacketLimit, SMALLEST_SUSPECT},
     pulse::Patience,
@@ -45,6 +45,7 @@ pub(crate) struct Driver {
     inbox: Arc<Queue<LinkEvent>>,
     counters: Arc<Counters>,
     packets: Arc<PacketLimit>,
+    missed_after: Arc<MissedAfter>,
     /// Of the way to the broker of this address.
     patience: (String, Patience),
     stop: Stop,
@@ -94,6 +95,7 @@ impl Driver {
         inbox: Arc<Queue<LinkEvent>>,
         counters: Arc<Counters>,
         packets: Arc<PacketLimit>,
+        missed_after: Arc<MissedAfter>,
         asked: watch::Receiver<bool>,
         done: watch::Sender<bool>,
     ) -> Self {
@@ -111,6 +113,7 @@ impl Driver {
             inbox,
             counters,
             packets,
+            missed_after,
             patience,
             stop,
             done,
@@ -162,7 +165,11 @@ impl Driver {
             if self.brokers.failed() == Choice::Fresh {
                 backoff.reset();
             }
-            let wait = if loss.lasts() { backoff.longest_wait() } else { backoff.next_wait() };
+            let wait = if loss.lasts() {
+                backoff.longest_wait()
+            } else {
+                backoff.next_wait(self.missed_after.get())
+            };
             let away = away_since.get_or_insert_with(Instant::now).elapsed();
             self.tell(&broker, &loss, wait, away);
             if self.rests_until_stopped(wait, loss.good_from()).await {

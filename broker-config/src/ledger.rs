@@ -65,13 +65,12 @@ impl Ledger {
         self.window.overdue_at(limit)
     }
 
-    /// When a new connection is better than this one, by what is known of the speed here or from before.
+    /// When a new connection is better than this one, by the speed that the link has shown.
     pub(crate) fn stalled_at(&self, patience: &Patience, round_trip: Duration) -> Option<Instant> {
-        let speed = self.window.speed().or(patience.speed())?;
-        self.window.stalled_at(speed, round_trip, patience.stall_times())
+        self.window.stalled_at(patience.speed()?, round_trip, patience.stall_times())
     }
 
-    /// Bytes a second, once that is known.
+    /// Bytes a second, as the last acknowledgement told.
     pub(crate) fn speed(&self) -> Option<usize> {
         self.window.speed()
     }

@@ -136,6 +136,7 @@ struct Shared {
     /// Whether the broker keeps messages for later subscribers.
     retain: bool,
     counters: Arc<Counters>,
+    missed_after: Arc<MissedAfter>,
     stop: watch::Sender<bool>,
     stopped: watch::Receiver<bool>,
 }
@@ -164,6 +165,7 @@ pub fn connect(
     let (done, stopped) = watch::channel(false);
     let packets = Arc::new(PacketLimit::new(broker.settings.max_packet_bytes));
     let retain = broker.settings.retain;
+    let missed_after = Arc::new(MissedAfter::default());
     let driver = Driver::new(
         broker,
         client_id,
@@ -173,11 +175,12 @@ pub fn connect(
         Arc::clone(&inbox),
         Arc::clone(&counters),
         Arc::clone(&packets),
+        Arc::clone(&missed_after),
         stop_asked,
         done,
     );
     tokio::spawn(driver.run());
-    let shared = Arc::new(Shared { outbox, packets, retain, counters, stop, stopped });
+    let shared = Arc::new(Shared { outbox, packets, retain, counters, missed_after, stop, stopped });
     (Link { shared }, Incoming { inbox })
 }
 
@@ -213,6 +216,12 @@ impl Link {
         Letter::payload_limit(self.shared.packets.bytes(), topic)
     }
 
+    /// Whoever is on the other side misses this client after so long: a lost connection is tried again at least as often, if not
+    /// oftener than every 30 s. So a link that is back is found in time, at the cost of no more than what the client says anyway.
+    pub fn is_missed_after(&self, time: Duration) {
+        self.shared.missed_after.set(time);
+    }
+
     /// Sends what is queued, for at most ten seconds, says DISCONNECT so that the will is not published, and
     /// ends. Every clone is stopped with it.
     pub async fn shutdown(self) {
@@ -242,6 +251,24 @@ impl Drop for Incoming {
     /// The driver must not wait for a reader that is gone.
     fn drop(&mut self) {
         self.inbox.close();
+    }
+}
+
+/// The least that [`Link::is_missed_after`] heeds, seconds.
+const LEAST_MISSED: u64 = 30;
+
+/// Seconds; nothing was said as long as it is 0.
+#[derive(Debug, Default)]
+pub(crate) struct MissedAfter(AtomicU64);
+
+impl MissedAfter {
+    fn set(&self, time: Duration) {
+        self.0.store(time.as_secs().max(LEAST_MISSED), Ordering::Relaxed);
+    }
+
+    pub(crate) fn get(&self) -> Option<Duration> {
+        let seconds = self.0.load(Ordering::Relaxed);
+        (seconds > 0).then(|| Duration::from_secs(seconds))
     }
 }
 

@@ -31,7 +31,7 @@ pub(crate) struct Patience {
     most: Duration,
     /// The silence before the last connection was found dead, until it is known whether the link was to blame.
     suspect: Option<Duration>,
-    /// Bytes a second that the link carried when that was known last.
+    /// Bytes a second that the link can carry: the most that was seen, and less with time.
     speed: Option<usize>,
     /// Connections given up as stalled since anything was acknowledged: perhaps the link is only slower than it was.
     stalls: u32,
@@ -43,7 +43,7 @@ impl Patience {
         Self { keep_alive, silence, most: keep_alive, suspect: None, speed: None, stalls: 0 }
     }
 
-    /// Bytes a second of the link, from this connection or one before.
+    /// Bytes a second that the link can carry, seen on this connection or one before.
     pub(crate) fn speed(&self) -> Option<usize> {
         self.speed
     }
@@ -60,7 +60,9 @@ impl Patience {
     /// Something was acknowledged.
     pub(crate) fn moved(&mut self, speed: Option<usize>) {
         self.stalls = 0;
-        self.speed = speed.or(self.speed);
+        // cuts make an acknowledgement late, and the link no slower
+        let before = self.speed.map(|before| before - before / 8);
+        self.speed = speed.max(before);
     }
 
     fn survived(&mut self, silence: Duration) {
@@ -254,6 +256,20 @@ mod tests {
         patience.link_is_up();
         assert_eq!(patience.silence, seconds(50));
         assert_eq!(patience.most, KEEP_ALIVE);
+    }
+
+    #[test]
+    fn one_late_acknowledgement_makes_no_slow_link_and_many_do() {
+        let mut patience = Patience::new(KEEP_ALIVE);
+        assert_eq!(patience.speed(), None);
+        patience.moved(Some(3500));
+        patience.moved(Some(400));
+        assert!(patience.speed() > Some(3000));
+        patience.stalled();
+        patience.stalled();
+        assert_eq!(patience.stall_times(), 4);
+        (0..50).for_each(|_| patience.moved(Some(400)));
+        assert_eq!((patience.speed(), patience.stall_times()), (Some(400), 1));
     }
 
     #[test]

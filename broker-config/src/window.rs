@@ -31,6 +31,8 @@ pub(crate) struct Window {
     waiting_since: Option<Instant>,
     /// What the link carries in a moment, once that is known.
     carries: Option<usize>,
+    /// Bytes a second of the message that was acknowledged last, if it was large enough to tell.
+    speed: Option<usize>,
 }
 
 impl Window {
@@ -48,6 +50,9 @@ impl Window {
             let took = now.saturating_duration_since(began).max(Duration::from_millis(1));
             let in_a_moment = bytes as u128 * MOMENT.as_millis() / took.as_millis().max(1);
             self.carries = Some(usize::try_from(in_a_moment).unwrap_or(usize::MAX));
+            // two acknowledgements that come at once tell of no speed
+            self.speed =
+                Some(bytes * 1000 / usize::try_from(took.as_millis().max(1000)).unwrap_or(usize::MAX));
         }
         self.waiting_since = (!self.under_way.is_empty()).then_some(now);
     }
@@ -63,9 +68,9 @@ impl Window {
         self.waiting_since.map(|since| since + with_size(limit, bytes))
     }
 
-    /// Bytes a second, once that is known.
+    /// Bytes a second, as the last acknowledgement told; a second's worth of one message at most.
     pub(crate) fn speed(&self) -> Option<usize> {
-        self.carries.map(|bytes| bytes / usize::try_from(MOMENT.as_secs()).unwrap_or(1))
+        self.speed
     }
 
     /// When a new connection is better than this one: a log is under way, and its acknowledgement takes so much longer than the

@@ -31,6 +31,9 @@ fn a_device_that_wakes_in_1970_says_so_and_passes_once_its_clock_is_right_withou
     let started = device.agent()?.pid();
     ensure!(!world.keylime.has_activated(device.id()), "it registered with a clock that is not set");
     ensure!(device.agent_log().matches("no connection").count() == 1, "{}", device.agent_log());
+    let (well, said) = device.ask_agent(&["doctor"])?;
+    let seen = said.lines().any(|line| line.contains("clock") && line.contains("1970"));
+    ensure!(!well && seen, "the doctor does not see the clock: {said}");
 
     device.kernel_booted_at(right)?;
     clock.set_right()?;

@@ -12,7 +12,7 @@ use keylime_mqtt_schemas::AgentId;
 use keylime_mqtt_schemas::codec::encode;
 use keylime_mqtt_schemas::exchange::attester::{Done, Input, Output, Report, Settings};
 use keylime_mqtt_schemas::exchange::{Attester, Delivery};
-use keylime_mqtt_schemas::messages::{LaterReason, Presence, Up};
+use keylime_mqtt_schemas::messages::{LaterReason, Presence, Question, Up};
 use keylime_mqtt_schemas::topics::{Topics, Via};
 use keylime_mqtt_schemas::wire::{pack_up, unpack_down};
 use tokio::time::{Instant, MissedTickBehavior};
@@ -33,6 +33,9 @@ const LONG_UNANSWERED: u32 = 6;
 
 /// A TPM busy with one request for longer is why there was no answer: commands of ours take well below a second.
 const SLOW_COMMAND: Duration = Duration::from_secs(2);
+
+/// A bridge names as silence at least two intervals and what repeats take: a quarter is some half of an interval.
+const SILENCE_TO_MISSED: u32 = 4;
 
 /// Everything one run needs.
 pub(super) struct Session {
@@ -218,6 +221,11 @@ impl Session {
                     Ok(down) => {
                         tracing::debug!(kind = down.question.kind(), bytes = payload.len(), "received");
                         self.payloads.asked(&down.question, line.link.is_acknowledged());
+                        if let Question::Challenge(challenge) = &down.question {
+                            line.link.is_missed_after(
+                                Duration::from_secs(challenge.silence.into()) / SILENCE_TO_MISSED,
+                            );
+                        }
                         self.attester.handle(Input::Received(down), now);
                     }
                     Err(error) => self.refuse(&error),

@@ -16,6 +16,7 @@ mod phase;
 mod port;
 mod session;
 mod submission;
+mod telling;
 mod trust;
 mod unpack;
 
@@ -38,8 +39,8 @@ use super::{Delivery, Time};
 use crate::AgentId;
 use crate::messages::limits::MAX_TICKET;
 use crate::messages::{
-    AkName, BootMarker, Bounded, Digest, Down, Heard, Hello, Later, LaterReason, Nonce, PcrValues, Question,
-    Refused, RefusedReason, Told, UefiLog, Up, Verdict,
+    AkName, BootMarker, Bounded, Digest, Down, Heard, Hello, LaterReason, Nonce, PcrValues, Question,
+    RefusedReason, Told, UefiLog, Up,
 };
 
 /// First wait after Keylime did not answer; doubles.
@@ -405,24 +406,6 @@ impl Relay {
         self.wait_for_operator(LaterReason::NotEnrolled);
     }
 
-    fn wait_for_operator(&mut self, reason: LaterReason) {
-        let wait = doubled(self.settings.waiting_first, self.waits, self.settings.waiting_cap);
-        self.waits += 1;
-        self.report(Verdict::Unknown, Some(reason.to_string()));
-        self.later(wait, reason);
-        self.phase = Phase::Idle;
-    }
-
-    fn refuse(&mut self, reason: RefusedReason) {
-        self.report(Verdict::Unknown, Some(format!("refused: {reason}")));
-        self.say_refused(reason, self.settings.refused_wait);
-        self.phase = Phase::Idle;
-    }
-
-    fn say_refused(&mut self, reason: RefusedReason, wait: Duration) {
-        self.send(Question::Refused(Refused { seconds: whole_seconds(wait), reason }));
-    }
-
     /// What belonged to the verifier's record of the device, which is gone or new.
     fn forget_attestations(&mut self) {
         self.baseline = None;
@@ -466,45 +449,6 @@ impl Relay {
     fn command(&mut self, step: Step, command: Command) {
         self.phase = Phase::Busy(step);
         self.outputs.push_back(Output::Command(command));
-    }
-
-    fn send(&mut self, question: Question) {
-        self.deliver(question, Delivery::Assured);
-    }
-
-    fn deliver(&mut self, question: Question, delivery: Delivery) {
-        self.owes = false;
-        self.note_told(&question);
-        self.outputs.push_back(Output::Send(Down { question, via: self.settings.via.clone() }, delivery));
-    }
-
-    /// A device that is asked again is not waiting any more; an outcome stands until the next.
-    fn note_told(&mut self, question: &Question) {
-        self.told = match question {
-            Question::Later(later) => Some(Told::Later(later.reason)),
-            Question::Refused(refused) => Some(Told::Refused(refused.reason)),
-            Question::Accepted(accepted) => Some(Told::Attested(accepted.outcome)),
-            _ => self.told.filter(|told| matches!(told, Told::Attested(_))),
-        };
-    }
-
-    fn later(&mut self, wait: Duration, reason: LaterReason) {
-        self.send(Question::Later(Later { seconds: whole_seconds(wait), reason }));
-    }
-
-    fn report(&mut self, verdict: Verdict, reason: Option<String>) {
-        let valid_for = self.interval() * TIMEOUT_INTERVALS;
-        let attestation_count = self.baseline.map(|standing| standing.attestation_count);
-        let report = Report { verdict, reason, nonce: None, attestation_count, valid_for };
-        self.outputs.push_back(Output::Report(report));
-    }
-
-    fn notice(&mut self, notice: Notice) {
-        self.outputs.push_back(Output::Notice(notice));
-    }
-
-    fn dropped(&mut self, kind: &'static str, why: &'static str) {
-        self.notice(Notice::Dropped { kind, why });
     }
 }
 
