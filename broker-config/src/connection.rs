@@ -34,7 +34,7 @@ use crate::{
     queue::{Queue, Refused, Weigh},
     renewal::{Reason, Renewal},
     subscriptions::Subscriptions,
-    window::with_size,
+    window::{TELLING, with_size},
 };
 
 /// A reader that falls behind holds up the broker (TCP pushes back) for this long, once; then messages are
@@ -264,6 +264,9 @@ impl<'a> Connection<'a> {
                 if let Some(size) = self.ledger.acknowledged(answer.pkid) {
                     self.packets.passed(size);
                     self.patience.moved(self.ledger.speed());
+                    if size >= TELLING {
+                        self.eventloop.pulse.log_goes_on(Instant::now());
+                    }
                     self.counters.settle(Qos::AtLeastOnce);
                 }
             }

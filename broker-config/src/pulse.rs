@@ -18,6 +18,14 @@ const FIRST_SILENCE: Duration = Duration::from_secs(25);
 const SHORTEST_SILENCE: Duration = Duration::from_secs(10);
 /// After a cut of 20 s TCP, whose attempts double, tries again within this on a quick link.
 const ANSWER: Duration = Duration::from_secs(30);
+/// A link of such round trips is slow, and a log takes minutes there.
+const SLOW: Duration = Duration::from_millis(500);
+/// For so long after a part of a log was acknowledged, more of it may be asked for.
+const LOG_GOES_ON: Duration = Duration::from_secs(60);
+/// Silence meanwhile: if a cut swallowed the question, the broker's TCP tries again later and later.
+const LOG_SILENCE: Duration = Duration::from_secs(5);
+/// An answer to a ping may take so long meanwhile, or three round trips.
+const LOG_ANSWER: Duration = Duration::from_secs(10);
 /// On a slow link, as many round trips more: its attempts are further apart.
 const ANSWER_ROUND_TRIPS: u32 = 8;
 
@@ -114,13 +122,15 @@ pub(crate) struct Pulse {
     risked: Option<Duration>,
     pinged: Option<Instant>,
     round_trip: Duration,
+    /// When a part of a log was acknowledged last.
+    log: Option<Instant>,
 }
 
 impl Pulse {
     pub(crate) fn new(keep_alive: Duration) -> Self {
         let now = Instant::now();
         let round_trip = Duration::ZERO;
-        Self { keep_alive, sent: now, received: now, risked: None, pinged: None, round_trip }
+        Self { keep_alive, sent: now, received: now, risked: None, pinged: None, round_trip, log: None }
     }
 
     /// CONNACK came so long after CONNECT.
@@ -146,6 +156,16 @@ impl Pulse {
         self.received = now;
     }
 
+    /// A part of a log was acknowledged.
+    pub(crate) fn log_goes_on(&mut self, now: Instant) {
+        self.log = Some(now);
+    }
+
+    fn is_in_a_log(&self) -> bool {
+        let last = self.sent.max(self.received);
+        self.round_trip >= SLOW && self.log.is_some_and(|at| last < at + LOG_GOES_ON)
+    }
+
     /// The answer to a ping.
     pub(crate) fn answered(&mut self, now: Instant) {
         if let Some(pinged) = self.pinged.take() {
@@ -159,7 +179,8 @@ impl Pulse {
         if let Some(pinged) = self.pinged {
             return pinged.max(self.received) + self.answer_limit();
         }
-        let silent = self.sent.max(self.received) + patience.silence;
+        let silence = if self.is_in_a_log() { LOG_SILENCE.min(patience.silence) } else { patience.silence };
+        let silent = self.sent.max(self.received) + silence;
         // MQTT 3.1.1 §3.1.2.10: the broker wants to hear something; and so does this client
         silent.min(self.sent.min(self.received) + self.keep_alive)
     }
@@ -181,6 +202,9 @@ impl Pulse {
 
     /// How long an answer to a ping may take.
     fn answer_limit(&self) -> Duration {
+        if self.is_in_a_log() {
+            return LOG_ANSWER.max(self.round_trip * 3);
+        }
         ANSWER.min(self.keep_alive) + self.slack()
     }
 
@@ -256,6 +280,24 @@ mod tests {
         patience.link_is_up();
         assert_eq!(patience.silence, seconds(50));
         assert_eq!(patience.most, KEEP_ALIVE);
+    }
+
+    #[test]
+    fn between_parts_of_a_log_on_a_slow_link_silence_is_short_and_then_as_always() {
+        let mut patience = Patience::new(KEEP_ALIVE);
+        let mut pulse = Pulse::new(KEEP_ALIVE);
+        pulse.began(seconds(2), &mut patience);
+        let start = pulse.sent;
+        pulse.log_goes_on(start + seconds(10));
+        pulse.received(start + seconds(10), &mut patience);
+        assert_eq!(pulse.beat(start + seconds(15), &patience), Beat::Ping);
+        pulse.sent(start + seconds(15));
+        pulse.pinged(start + seconds(15));
+        assert_eq!(pulse.beat(start + seconds(24), &patience), Beat::Nothing);
+        assert_eq!(pulse.beat(start + seconds(25), &patience), Beat::Dead);
+        pulse.answered(start + seconds(24));
+        pulse.received(start + seconds(70), &mut patience);
+        assert_eq!(pulse.beat(start + seconds(76), &patience), Beat::Nothing);
     }
 
     #[test]

@@ -14,7 +14,7 @@ const LEAST_WINDOW: usize = 16 * 1024;
 /// What the link carries in this time may be under way.
 const MOMENT: Duration = Duration::from_secs(2);
 /// The acknowledgement of anything smaller tells of the round trip rather than of the speed.
-const TELLING: usize = 4 * 1024;
+pub(crate) const TELLING: usize = 4 * 1024;
 /// Bytes a second of the slowest link: a quarter of what NB-IoT has in a poor place.
 const SLOWEST: usize = 1000;
 /// So many times as long as it should take, an acknowledgement may take before TCP is thought to wait out a cut.
