@@ -21,6 +21,8 @@ const SLOWEST: usize = 1000;
 const STALLED_TIMES: u32 = 3;
 /// TCP mends a lost segment or two within this on any link.
 const LEAST_STALL: Duration = Duration::from_secs(10);
+/// A link on which it rightly takes longer is found out by the stalls in a row.
+const MOST_STALL: Duration = Duration::from_secs(25);
 
 /// Messages of QoS 1 and SUBSCRIBEs that wait for their acknowledgement, in order.
 #[derive(Debug, Default)]
@@ -79,7 +81,7 @@ impl Window {
     pub(crate) fn stalled_at(&self, speed: usize, round_trip: Duration, times: u32) -> Option<Instant> {
         let (bytes, _) = self.under_way.front().filter(|_| self.bytes >= TELLING)?;
         let carrying = Duration::from_millis(u64::try_from(bytes * 1000 / speed.max(1)).unwrap_or(u64::MAX));
-        let allowed = (round_trip + carrying).saturating_mul(STALLED_TIMES).max(LEAST_STALL);
+        let allowed = (round_trip + carrying).saturating_mul(STALLED_TIMES).clamp(LEAST_STALL, MOST_STALL);
         self.waiting_since.and_then(|since| since.checked_add(allowed.saturating_mul(times)))
     }
 
@@ -133,9 +135,9 @@ mod tests {
         window.hand_over(8000, now);
         assert_eq!(window.stalled_at(1000, trip, 1), Some(now + Duration::from_secs(15)));
         window.acknowledged(now + Duration::from_secs(3));
-        assert_eq!(window.stalled_at(1000, trip, 1), Some(now + Duration::from_secs(3 + 30)));
+        assert_eq!(window.stalled_at(1000, trip, 1), Some(now + Duration::from_secs(3 + 25)));
         assert_eq!(window.stalled_at(1_000_000, trip, 1), Some(now + Duration::from_secs(3) + LEAST_STALL));
-        assert_eq!(window.stalled_at(1000, trip, 4), Some(now + Duration::from_secs(3 + 120)));
+        assert_eq!(window.stalled_at(1000, trip, 4), Some(now + Duration::from_secs(3 + 100)));
         assert_eq!(window.speed(), None, "3000 bytes tell of the round trip alone");
     }
 
