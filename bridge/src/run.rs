@@ -7,7 +7,7 @@ use keylime_mqtt_broker_config::{Qos, Will, connect};
 use keylime_mqtt_schemas::codec::CodecError;
 use keylime_mqtt_schemas::messages::BridgeStatus;
 use keylime_mqtt_schemas::topics::Via;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use thiserror::Error;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
@@ -16,6 +16,8 @@ use tokio::sync::mpsc;
 const ALONE: &str = "bridge";
 /// Client id without a name; two clients of one id throw each other out
 const CLIENT_ID: &str = "keylime-mqtt-bridge";
+/// A whole fleet waits for a bridge, which is on no metered link
+const MISSED_AFTER: Duration = Duration::from_secs(30);
 /// Questions that may wait for the fleet; there is one operator
 const QUESTIONS: usize = 4;
 
@@ -70,6 +72,7 @@ pub async fn run(checked: Checked) -> Result<(), RunError> {
         tracing::info!("{danger}");
     }
     let (link, mut incoming) = connect(checked.broker.clone(), client_id, Some(will), filters(&checked));
+    link.is_missed_after(MISSED_AFTER);
     let mut fleet = Fleet::new(checked, link.clone()).announced_as(status_topic.clone(), online);
     let stop = async {
         tokio::select! {

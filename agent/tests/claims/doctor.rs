@@ -113,6 +113,8 @@ impl std::fmt::Display for Diagnosis {
 
 /// A TPM that is not needed: its port is closed.
 const NO_TPM: &str = "swtpm:host=127.0.0.1,port=1";
+/// Keys that swtpm has room for.
+const SLOTS: usize = 3;
 
 #[tokio::test]
 async fn a_device_on_whose_way_everything_works_is_well_step_by_step() {
@@ -309,4 +311,12 @@ fn a_tpm_that_is_absent_or_locked_and_logs_that_do_not_fit_it_are_named() {
     let missing = Patient::new(&site, &swtpm.tcti(), &logs).examined();
     missing.has("ima-log", "failed", &["cannot be read", "correct the path"]);
     missing.has("uefi-log", "failed", &["not a log"]);
+
+    // without a resource manager a tool leaves its keys in the TPM
+    let context = site.path("context").display().to_string();
+    for _ in 0..SLOTS {
+        swtpm.tool("tpm2_createprimary", &["-C", "n", "-G", "ecc", "-c", &context]);
+    }
+    let full = Patient::new(&site, &swtpm.tcti(), &logs).examined();
+    full.has("tpm", "failed", &["no room left", "another program", "tpm2_flushcontext"]).ends_with(1);
 }
