@@ -24,6 +24,8 @@ const PATIENCE: Duration = Duration::from_secs(300);
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 /// Above what any campaign needs: the session limits are not what is tried here.
 const SESSIONS: u32 = 60_000;
+/// Lines of a log before and after what is looked for.
+const AROUND: usize = 40;
 /// One device in so many is tampered with.
 const TENTH: usize = 10;
 
@@ -291,12 +293,32 @@ fn calm(hostile: &HostileWorld, members: &[Member], mark: usize, stopped: Instan
         let awaited = format!("{wanted:?} of {} after the lies", member.device.name());
         let at = within(PATIENCE, &awaited, &hostile.world.scratch.logs(), || {
             Ok(observer.collect_from(from, found).first().copied())
-        })?;
+        })
+        .map_err(|error| error.context(judgements(hostile, id)))?;
         if !member.tampered {
             took.push(at.saturating_duration_since(stopped));
         }
     }
     Ok(took)
+}
+
+/// Why the verifier failed a device, and what the bridge had done with it until then.
+fn judgements(hostile: &HostileWorld, id: &str) -> String {
+    let verifier = hostile.world.keylime.verifier_log();
+    let lines: Vec<&str> = verifier.lines().collect();
+    let failed = lines.iter().position(|line| line.contains(id) && line.contains("failed verification"));
+    let until = failed.map_or(lines.len(), |at| at + AROUND);
+    let told = |lines: &[&str], until: usize| {
+        let from = until.saturating_sub(2 * AROUND);
+        lines.get(from..until.min(lines.len())).unwrap_or_default().join("\n")
+    };
+    let bridge = hostile.world.bridge.log();
+    let of_device: Vec<&str> = bridge.lines().filter(|line| line.contains(id)).collect();
+    format!(
+        "the verifier around its first FAIL of {id}:\n{}\nthe bridge on it:\n{}",
+        told(&lines, until),
+        told(&of_device, of_device.len())
+    )
 }
 
 /// Nonces of all verdicts.
