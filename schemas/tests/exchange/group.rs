@@ -7,6 +7,7 @@ use keylime_mqtt_schemas::exchange::relay::{
 };
 use keylime_mqtt_schemas::messages::{LaterReason, Question, Unchanged, Up, Verdict};
 
+use super::device::Device;
 use super::hand::{AT, Hand, standing};
 
 fn member() -> Hand {
@@ -87,6 +88,19 @@ fn a_bridge_whose_token_has_run_out_takes_the_one_in_the_ticket() {
     // and when that is no better, it does without
     let outputs = hand.done(Done::Offered(Offered::TokenRejected), AT(3001));
     assert!(opens_a_session(&outputs), "{outputs:?}");
+}
+
+#[test]
+fn a_ready_of_another_ak_with_its_old_ticket_takes_no_token_and_no_trust() {
+    let mut hand = member();
+    hand.challenged(AT(100));
+    let known = std::mem::replace(&mut hand.device, Device::new("device-1", 9));
+    let outputs = with_ticket(&mut hand, "of the past", AT(200));
+    assert!(token_used(&outputs).is_none() && opens_a_session(&outputs), "{outputs:?}");
+    hand.done(Done::Session(Session::Wait(AT(3))), AT(200));
+    hand.device = known;
+    let outputs = hand.speaks_up(AT(300));
+    assert!(token_used(&outputs) == Some("token") && !opens_a_session(&outputs), "{outputs:?}");
 }
 
 #[test]

@@ -20,6 +20,10 @@ impl Namespace {
         remove_netns_at_exit(name);
         let namespace = Self { name: name.to_owned() };
         namespace.ip(&["link", "set", "lo", "up"])?;
+        // what kernels have where nobody chose another, and what a namespace may choose always; both suffer most from cuts
+        let choose =
+            |congestion_control| namespace.sysctl("net/ipv4/tcp_congestion_control", congestion_control);
+        choose("cubic").or_else(|_| choose("reno"))?;
         Ok(namespace)
     }
 

@@ -70,11 +70,6 @@ impl Site {
         let device = Namespace::add(&internet.name(&format!("device{number}")))?;
         let edge = Namespace::add(&internet.name(&format!("edge{number}")))?;
         let link = Shaper::between((&device, "uplink"), (&edge, "lan"), number.into(), links)?;
-        // what kernels have where nobody chose another, and what a namespace may choose always; both suffer most from cuts
-        for end in [&device, internet.namespace()] {
-            let choose = |name| end.sysctl("net/ipv4/tcp_congestion_control", name);
-            choose("cubic").or_else(|_| choose("reno"))?;
-        }
         let mtu = settings.mtu.to_string();
         for (namespace, interface) in [(&device, "uplink"), (&edge, "lan")] {
             namespace.ip(&["link", "set", interface, "mtu", &mtu, "up"])?;

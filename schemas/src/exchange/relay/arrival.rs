@@ -19,9 +19,7 @@ impl Relay {
         let news =
             |ticket: &OpenedTicket| ticket.ak == facts.ak && self.token.as_ref() != Some(&ticket.token);
         self.another.ticket_shown(ticket.filter(news));
-        if self.token.is_none() {
-            self.use_ticket(facts.ak);
-        }
+        self.use_ticket(facts.ak);
         self.plain = false;
         self.introduced(facts, now);
     }

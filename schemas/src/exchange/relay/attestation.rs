@@ -24,7 +24,7 @@ const LEAST_EARLY: Duration = Duration::from_secs(1);
 /// First wait after an answer that cannot be used; doubles.
 pub(super) const SPOILED_FIRST: Duration = Duration::from_secs(1);
 /// Evidence that cannot be used is asked for again at least this often.
-const SPOILED_CAP: Duration = Duration::from_secs(60);
+pub(super) const SPOILED_CAP: Duration = Duration::from_secs(60);
 /// A device hearing nothing for less than this has no reason to worry.
 const LEAST_SILENCE: Duration = Duration::from_secs(30);
 /// What a device may ask to wait before it answers.

@@ -215,10 +215,9 @@ impl Phase {
         }
     }
 
-    /// Whether evidence from here may be with the verifier, and its outcome was not read.
+    /// Whether Keylime was silent on evidence that it may have.
     pub(super) fn has_submitted(&self) -> bool {
-        let retry = |retry: &Retry| matches!(retry, Retry::Submit(_) | Retry::Outcome(_));
-        matches!(self, Self::Settling(_)) || matches!(self, Self::Setback { retry: next, .. } if retry(next))
+        matches!(self, Self::Setback { retry, .. } if matches!(**retry, Retry::Submit(_) | Retry::Outcome(_)))
     }
 
     /// When the question that is open was asked first.

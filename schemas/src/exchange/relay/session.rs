@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use super::attestation::SPOILED_FIRST;
+use super::attestation::{SPOILED_CAP, SPOILED_FIRST};
 use super::phase::{Phase, Proving, Reading, Retry, Step};
 use super::port::{Command, Facts, Proven, Session, Token, Unavailable};
 use super::trust::TrustedAk;
@@ -35,8 +35,12 @@ impl Relay {
         self.command(Step::OpeningSession, Command::OpenSession { known });
     }
 
-    /// Goes on with the token that another bridge, or this one in its last life, was given.
+    /// Goes on with the token that another bridge, or this one in its last life, was given: never in place of a token there is,
+    /// for the `Ready` with this ticket may be one of the past.
     pub(super) fn use_ticket(&mut self, ak: AkName) -> bool {
+        if self.token.is_some() {
+            return false;
+        }
         let Some(ticket) = self.another.take_ticket().filter(|ticket| ticket.ak == ak) else { return false };
         self.trusted = Some(TrustedAk::of_ticket(&ticket));
         self.token = Some(ticket.token);
@@ -126,7 +130,7 @@ impl Relay {
         self.dropped("Proof", why);
         self.spoiled += 1;
         // the verifier has no part in this, so no longer than half the interval: its end is noticed
-        let wait = doubled(SPOILED_FIRST, self.spoiled, SETBACK_CAP.min(self.interval() / 2));
+        let wait = doubled(SPOILED_FIRST, self.spoiled, SPOILED_CAP.min(self.interval() / 2));
         self.later(wait, LaterReason::Unusable);
         // asked before that, the device would wait anew
         let repeat = proving.repeat.postponed(now + wait + self.repeat_after());
