@@ -5,27 +5,76 @@
 //! It proves that the holder of the AK said so; it proves nothing about what is true on the device.
 
 use crate::AgentId;
-use crate::messages::{BootMarker, Digest, Nonce, UefiLog};
+use crate::messages::{BootMarker, Digest, Nonce, Ready, UefiLog};
 
 const BOOT: &[u8] = b"keylime-mqtt boot statement 1\0";
 const NO_UEFI_LOG: [u8; 32] = [0; 32];
+/// After the UEFI log's digest: how large the template hashes in the IMA log are.
+const SHA1_TEMPLATES: &[u8] = &[20];
+const SHA256_TEMPLATES: &[u8] = &[32];
 const EVIDENCE: &[u8] = b"keylime-mqtt evidence statement 1\0";
 
-/// Binds boot time and UEFI log to a boot: `H(label, boot marker, boot time as u64 big endian, SHA-256 of the UEFI log or
-/// zeros, agent id)`.
+/// What a device states of its boot, so that none of it can be changed on the way.
 ///
-/// With the log's digest in it no further statement is needed for what its PCRs do not cover.
-pub fn boot_statement(id: &AgentId, boot: &BootMarker, boot_time: u64, uefi: Option<&UefiLog>) -> Digest {
-    let uefi = uefi.map_or(&NO_UEFI_LOG, |log| log.digest.as_bytes());
-    Digest::of(&[BOOT, boot.as_bytes(), &boot_time.to_be_bytes(), uefi, id.as_str().as_bytes()])
+/// With the UEFI log's digest in it no further statement is needed for what the log's PCRs do not cover; with the size of
+/// the template hashes none is needed for IMA lines, in which PCR 10 covers everything else.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StatedBoot {
+    /// The boot.
+    pub boot: BootMarker,
+    /// When it booted, in Unix seconds.
+    pub boot_time: u64,
+    /// The UEFI log, where there is one.
+    pub uefi: Option<UefiLog>,
+    /// Template hashes in the IMA log are SHA-256.
+    pub ima_sha256: bool,
 }
 
-/// Binds evidence to its nonce: `H(label, nonce, H(evidence as encoded), H(IMA lines), agent id)`.
+impl From<&Ready> for StatedBoot {
+    fn from(ready: &Ready) -> Self {
+        let Ready { boot, boot_time, uefi, ima_sha256, .. } = *ready;
+        Self { boot, boot_time, uefi, ima_sha256 }
+    }
+}
+
+/// `H(label, boot marker, boot time as u64 big endian, SHA-256 of the UEFI log or zeros, bytes of a template hash as one
+/// byte, agent id)`.
+pub fn boot_statement(id: &AgentId, stated: &StatedBoot) -> Digest {
+    let StatedBoot { boot, boot_time, uefi, ima_sha256 } = stated;
+    let uefi = uefi.as_ref().map_or(&NO_UEFI_LOG, |log| log.digest.as_bytes());
+    let templates = if *ima_sha256 { SHA256_TEMPLATES } else { SHA1_TEMPLATES };
+    let (boot_time, id) = (boot_time.to_be_bytes(), id.as_str().as_bytes());
+    Digest::of(&[BOOT, boot.as_bytes(), &boot_time, uefi, templates, id])
+}
+
+/// The IMA lines that a device states to belong to its evidence.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StatedLines {
+    /// The first of them: the line that the question named.
+    pub from: u64,
+    /// SHA-256 of all from there to the last one of the evidence, with their newlines.
+    pub digest: Digest,
+}
+
+/// Binds evidence to its nonce: `H(label, nonce, H(evidence as encoded), IMA lines, agent id)`, the lines being a byte 1,
+/// their first line as u64 big endian and their digest; or as many zeros.
 ///
-/// `ima` is the digest of all IMA lines from the line the question named to the last one of the evidence, with their
-/// newlines; of no lines when the question named none.
-pub fn evidence_statement(id: &AgentId, nonce: &Nonce, evidence: &Digest, ima: &Digest) -> Digest {
-    Digest::of(&[EVIDENCE, nonce.as_bytes(), evidence.as_bytes(), ima.as_bytes(), id.as_str().as_bytes()])
+/// `ima` is what the device was asked for, not what it has: nothing when its challenge or the question for the statement named no
+/// line. Otherwise a broker could take the line out of the challenge and have the device state truthfully that there
+/// are no lines, of a log that has grown.
+pub fn evidence_statement(
+    id: &AgentId,
+    nonce: &Nonce,
+    evidence: &Digest,
+    ima: Option<&StatedLines>,
+) -> Digest {
+    let (asked, from, lines) = match ima {
+        Some(StatedLines { from, digest }) => (1_u8, *from, *digest),
+        None => (0, 0, Digest::from([0; 32])),
+    };
+    let from = from.to_be_bytes();
+    let (nonce, evidence, id) = (nonce.as_bytes(), evidence.as_bytes(), id.as_str().as_bytes());
+    Digest::of(&[EVIDENCE, nonce, evidence, &[asked], &from, lines.as_bytes(), id])
 }
 
 #[cfg(test)]
@@ -39,17 +88,22 @@ mod tests {
         let (nonce, other_nonce) = (Nonce::from([1; 16]), Nonce::from([2; 16]));
         let log = UefiLog { digest, size: 1 };
         let (boot, other_boot) = (BootMarker::from([1; 16]), BootMarker::from([2; 16]));
+        let stated = StatedBoot { boot, boot_time: 1, uefi: None, ima_sha256: false };
+        let lines = StatedLines { from: 0, digest: Digest::of(&[]) };
         let all = [
-            evidence_statement(&id, &nonce, &digest, &other_digest),
-            evidence_statement(&other_id, &nonce, &digest, &other_digest),
-            evidence_statement(&id, &other_nonce, &digest, &other_digest),
-            evidence_statement(&id, &nonce, &other_digest, &other_digest),
-            evidence_statement(&id, &nonce, &digest, &digest),
-            boot_statement(&id, &boot, 1, None),
-            boot_statement(&other_id, &boot, 1, None),
-            boot_statement(&id, &other_boot, 1, None),
-            boot_statement(&id, &boot, 2, None),
-            boot_statement(&id, &boot, 1, Some(&log)),
+            evidence_statement(&id, &nonce, &digest, None),
+            evidence_statement(&other_id, &nonce, &digest, None),
+            evidence_statement(&id, &other_nonce, &digest, None),
+            evidence_statement(&id, &nonce, &other_digest, None),
+            evidence_statement(&id, &nonce, &digest, Some(&lines)),
+            evidence_statement(&id, &nonce, &digest, Some(&StatedLines { from: 1, ..lines })),
+            evidence_statement(&id, &nonce, &digest, Some(&StatedLines { digest, ..lines })),
+            boot_statement(&id, &stated),
+            boot_statement(&other_id, &stated),
+            boot_statement(&id, &StatedBoot { boot: other_boot, ..stated }),
+            boot_statement(&id, &StatedBoot { boot_time: 2, ..stated }),
+            boot_statement(&id, &StatedBoot { uefi: Some(log), ..stated }),
+            boot_statement(&id, &StatedBoot { ima_sha256: true, ..stated }),
         ];
         let distinct: std::collections::BTreeSet<_> = all.iter().collect();
         assert_eq!(distinct.len(), all.len());

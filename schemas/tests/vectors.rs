@@ -200,6 +200,7 @@ fn ups() -> Vec<(&'static str, Up)> {
         ticket: None,
         sleep: None,
         reference: None,
+        ima_sha256: false,
     };
     let with_ima = Ready {
         boot_time: 0,
@@ -214,6 +215,7 @@ fn ups() -> Vec<(&'static str, Up)> {
         uefi: Some(UefiLog { digest: digest(), size: 41_371 }),
         sleep: Some(3600),
         reference: Some(digest()),
+        ima_sha256: true,
         ..with_ima.clone()
     };
     let not_yet = |reason| Up::NotYet(NotYet { tag: tag(), reason, seconds: 60 });

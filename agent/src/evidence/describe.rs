@@ -2,11 +2,12 @@
 
 use keylime_mqtt_schemas::compact::Reference;
 use keylime_mqtt_schemas::messages::{Ready, Signed, UefiLog};
-use keylime_mqtt_schemas::statement::boot_statement;
+use keylime_mqtt_schemas::statement::{StatedBoot, boot_statement};
 
 use super::{Device, EvidenceError, bounded, signed};
+use crate::logs::LogError;
 use crate::logs::boot::BootRecord;
-use crate::logs::ima::Growth;
+use crate::logs::ima::{Growth, ImaLog};
 
 /// One boot as the bridge was told of it.
 #[derive(Debug, Clone)]
@@ -14,25 +15,18 @@ pub(super) struct Described {
     pub(super) boot: BootRecord,
     statement: Signed,
     uefi: Option<UefiLog>,
+    ima_sha256: bool,
     /// In the statement's clock; a brief quote names its own only when it is another.
     pub(super) restart_count: u32,
 }
 
 impl Device {
     pub(super) async fn describe(&mut self) -> Result<Ready, EvidenceError> {
-        let Described { boot, statement, uefi, .. } = self.described_boot().await?;
-        let ima_entries = match &mut self.ima {
-            Some(log) => {
-                if log.refresh()? == Growth::Replaced {
-                    tracing::info!("the IMA log begins anew");
-                    self.known = None;
-                }
-                self.announced = log.entries();
-                // The verifier refuses a log without entries; such a device attests without.
-                Some(log.entries()).filter(|entries| *entries > 0)
-            }
-            None => None,
-        };
+        let Described { boot, statement, uefi, ima_sha256, .. } = self.described_boot().await?;
+        self.read_ima()?;
+        self.announced = self.ima.as_ref().map_or(0, ImaLog::entries);
+        // The verifier refuses a log without entries; such a device attests without.
+        let ima_entries = Some(self.announced).filter(|entries| *entries > 0);
         Ok(Ready {
             boot: boot.marker,
             boot_time: boot.time,
@@ -44,7 +38,18 @@ impl Device {
             ticket: self.store.state().ticket.clone(),
             sleep: self.sleep,
             reference: self.reference.as_ref().map(Reference::digest),
+            ima_sha256,
         })
+    }
+
+    fn read_ima(&mut self) -> Result<(), LogError> {
+        if let Some(log) = &mut self.ima
+            && log.refresh()? == Growth::Replaced
+        {
+            tracing::info!("the IMA log begins anew");
+            self.known = None;
+        }
+        Ok(())
     }
 
     /// This boot with its statement, which is made once per boot.
@@ -59,7 +64,10 @@ impl Device {
             Some(log) => Some(log.summary(marker)?),
             None => None,
         };
-        let statement = boot_statement(&self.id, &boot.marker, boot.time, uefi.as_ref());
+        self.read_ima()?;
+        let ima_sha256 = self.ima.as_ref().map_or(Ok(false), ImaLog::has_sha256_templates)?;
+        let stated = StatedBoot { boot: boot.marker, boot_time: boot.time, uefi, ima_sha256 };
+        let statement = boot_statement(&self.id, &stated);
         let quoted = self.tpm.quote(statement.as_bytes().to_vec(), 0).await?;
         if self.boot.marker(quoted.clock.reset_count)? != marker {
             return Err(EvidenceError::Rebooted);
@@ -67,6 +75,6 @@ impl Device {
         let restart_count = quoted.clock.restart_count;
         let statement = signed(quoted.attest, quoted.signature)?;
         tracing::info!(boot = ?boot.marker, boot_time = boot.time, reset_count = quoted.clock.reset_count, "this boot");
-        Ok(self.described.insert(Described { boot, statement, uefi, restart_count }).clone())
+        Ok(self.described.insert(Described { boot, statement, uefi, ima_sha256, restart_count }).clone())
     }
 }

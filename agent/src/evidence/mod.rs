@@ -26,7 +26,7 @@ use keylime_mqtt_schemas::messages::{
     Activation, AkName, Bounded, Digest, Enrol, Nonce, NotYet, NotYetReason, PcrMask, Proof, Prove, Signed,
     State, Statement, TooLong,
 };
-use keylime_mqtt_schemas::statement::evidence_statement;
+use keylime_mqtt_schemas::statement::{StatedLines, evidence_statement};
 use ring::hmac;
 use zeroize::Zeroizing;
 
@@ -262,10 +262,12 @@ impl Device {
         ima_end: Option<u64>,
     ) -> Result<Statement, EvidenceError> {
         let ima = match (state.ima_from, ima_end, &self.ima) {
-            (Some(from), Some(end), Some(log)) => Digest::from(log.digest(from, end)?),
-            _ => Digest::of(&[]),
+            (Some(from), Some(end), Some(log)) => {
+                Some(StatedLines { from, digest: log.digest(from, end)?.into() })
+            }
+            _ => None,
         };
-        let statement = evidence_statement(&self.id, nonce, evidence, &ima);
+        let statement = evidence_statement(&self.id, nonce, evidence, ima.as_ref());
         let quoted = self.tpm.quote(statement.as_bytes().to_vec(), 0).await?;
         Ok(Statement { tag: state.tag, signed: signed(quoted.attest, quoted.signature)? })
     }

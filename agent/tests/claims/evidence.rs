@@ -12,7 +12,7 @@ use keylime_mqtt_schemas::messages::{
     AkName, Challenge, Digest, LogKind, Need, Nonce, NotYet, NotYetReason, PcrMask, Prove, Quote, Ready,
     Signed, State,
 };
-use keylime_mqtt_schemas::statement::{boot_statement, evidence_statement};
+use keylime_mqtt_schemas::statement::{StatedLines, boot_statement, evidence_statement};
 use ring::hmac;
 
 fn challenge(ready: &Ready, nonce: u8) -> Challenge {
@@ -59,10 +59,8 @@ async fn ready_describes_this_boot_and_is_bound_to_it_by_a_statement() {
     assert_eq!(ready.boot_time, 1_790_000_000);
     assert_eq!(ready.ima_entries, Some(390));
     assert_eq!(ready.uefi.unwrap().digest, Digest::of(&[device::UEFI]));
-    assert_eq!(
-        extra_data(&ready.statement),
-        boot_statement(&test.id, &ready.boot, ready.boot_time, ready.uefi.as_ref()).as_bytes()
-    );
+    assert!(!ready.ima_sha256);
+    assert_eq!(extra_data(&ready.statement), boot_statement(&test.id, &(&ready).into()).as_bytes());
     assert_eq!(AkName::of_public(ready.ak_public.as_slice()).unwrap(), AkName::from(test.identity.ak_name));
     let again = test.describe().await;
     assert_eq!(again, ready, "one statement serves the whole boot");
@@ -255,10 +253,15 @@ async fn a_statement_binds_evidence_and_lines_to_the_nonce() {
     let (nonce, evidence) = (Nonce::from([7; 16]), Digest::of(&[b"evidence as sent"]));
     let lines: Vec<u8> =
         device::IMA.split_inclusive(|byte| *byte == b'\n').skip(5).take(10).flatten().copied().collect();
-    for (ima_from, ima_end, digest) in [
-        (Some(5), Some(15), Digest::of(&[&lines])),
-        (None, Some(15), Digest::of(&[])),
-        (None, None, Digest::of(&[])),
+    let asked = StatedLines { from: 5, digest: Digest::of(&[&lines]) };
+    let no_lines = StatedLines { from: 15, digest: Digest::of(&[]) };
+    // what it was not asked for in both questions it does not say to be absent
+    for (ima_from, ima_end, stated) in [
+        (Some(5), Some(15), Some(asked)),
+        (Some(15), Some(15), Some(no_lines)),
+        (Some(5), None, None),
+        (None, Some(15), None),
+        (None, None, None),
     ] {
         let work = Work::State { state: State { tag: nonce.tag(), ima_from }, nonce, evidence, ima_end };
         let Done::Stated(statement) = test.device.work(&work).await.unwrap() else {
@@ -267,7 +270,7 @@ async fn a_statement_binds_evidence_and_lines_to_the_nonce() {
         assert_eq!(statement.tag, nonce.tag());
         assert_eq!(
             extra_data(&statement.signed),
-            evidence_statement(&test.id, &nonce, &evidence, &digest).as_bytes()
+            evidence_statement(&test.id, &nonce, &evidence, stated.as_ref()).as_bytes()
         );
     }
 }

@@ -109,7 +109,7 @@ fn explain(quote: Signed, bound: Bound, logs: Logs) -> Restoring {
             Some(at) => (at, text.lines.len()),
             None => led_to_quote(logs.from, &text.lines, &pcrs)?,
         };
-        if text.lines.get(..covered).is_some_and(follows_from_pcr) {
+        if text.lines.get(..covered).is_some_and(|lines| follows_from_pcr(lines, text.sha256)) {
             Ok((relay::ImaState { entries: at.entries, pcr10: Digest::from(at.pcr10) }, covered))
         } else {
             Err("the IMA log has columns that PCR 10 does not cover")
@@ -191,3 +191,6 @@ pub(super) fn name(unbound: Unbound) -> &'static str {
         Unbound::ClockUnsafe => "the TPM's clock is not safe",
     }
 }
+
+#[cfg(test)]
+mod tests;

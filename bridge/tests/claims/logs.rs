@@ -7,12 +7,12 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use keylime_mqtt_schemas::codec::encode;
 use keylime_mqtt_schemas::compact::{Reference, pack_ima, pack_uefi};
-use keylime_mqtt_schemas::ima::{ImaState, extend_by};
+use keylime_mqtt_schemas::ima::{ImaState, extend_by, has_sha256_templates};
 use keylime_mqtt_schemas::messages::{
     self, Blob, BootMarker, Brief, Challenge, Digest, Evidence, IMA_PCR, ImaSegment, LogKind, Need, Nonce,
     PcrMask, PcrValues, Question, Ready, Statement, UefiLog, Unchanged, Up, Verdict,
 };
-use keylime_mqtt_schemas::statement::{boot_statement, evidence_statement};
+use keylime_mqtt_schemas::statement::{StatedBoot, StatedLines, boot_statement, evidence_statement};
 use serde_json::{Value, json};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -148,7 +148,9 @@ impl Gateway {
     fn ready(&self) -> Ready {
         let uefi =
             self.uefi.as_ref().map(|log| UefiLog { digest: Digest::of(&[log]), size: log.len() as u32 });
-        let said = boot_statement(&self.device.id, &Self::boot(), BOOT_TIME, uefi.as_ref());
+        let ima_sha256 = self.lines().first().is_some_and(|line| has_sha256_templates(line));
+        let stated = StatedBoot { boot: Self::boot(), boot_time: BOOT_TIME, uefi, ima_sha256 };
+        let said = boot_statement(&self.device.id, &stated);
         let quote = Quote { nonce: said.as_bytes(), mask: 0, digest: &[], safe: 1, kind: 0x8018 };
         Ready {
             boot: Self::boot(),
@@ -161,6 +163,7 @@ impl Gateway {
             ticket: None,
             sleep: None,
             reference: self.reference.as_ref().map(|reference| reference.digest()),
+            ima_sha256,
         }
     }
 
@@ -234,8 +237,8 @@ impl Gateway {
     pub fn statement(&self, nonce: &Nonce, sent: &Evidence, from: usize) -> Up {
         let encoded = encode(&Up::Evidence(sent.clone())).unwrap();
         let lines = self.lines().into_iter().skip(from).collect::<Vec<_>>().concat();
-        let said =
-            evidence_statement(&self.device.id, nonce, &Digest::of(&[&encoded]), &Digest::of(&[&lines]));
+        let lines = StatedLines { from: from as u64, digest: Digest::of(&[&lines]) };
+        let said = evidence_statement(&self.device.id, nonce, &Digest::of(&[&encoded]), Some(&lines));
         let quote = Quote { nonce: said.as_bytes(), mask: 0, digest: &[], safe: 1, kind: 0x8018 };
         Up::Statement(Statement { tag: nonce.tag(), signed: self.device.signed(quote.marshal()) })
     }

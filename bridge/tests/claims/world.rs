@@ -11,7 +11,7 @@ use keylime_mqtt_schemas::messages::{
     self, AttestationResult, BootMarker, Evidence, LaterReason, Nonce, PcrMask, PcrValues, Proof, Question,
     Ready, Signed, Up, Verdict,
 };
-use keylime_mqtt_schemas::statement::boot_statement;
+use keylime_mqtt_schemas::statement::{StatedBoot, boot_statement};
 use keylime_mqtt_schemas::topics::{Topic, Topics};
 use keylime_mqtt_schemas::wire::{pack_up, unpack_down};
 use std::collections::VecDeque;
@@ -242,7 +242,8 @@ impl Device {
 
     pub fn ready(&self) -> Up {
         let boot = BootMarker::from([7; 16]);
-        let said = boot_statement(&self.id, &boot, 1_795_000_000, None);
+        let stated = StatedBoot { boot, boot_time: 1_795_000_000, uefi: None, ima_sha256: false };
+        let said = boot_statement(&self.id, &stated);
         let quote = Quote { nonce: said.as_bytes(), mask: 0, digest: &[], safe: 1, kind: 0x8018 };
         Up::Ready(Ready {
             boot,
@@ -255,6 +256,7 @@ impl Device {
             ticket: None,
             sleep: None,
             reference: None,
+            ima_sha256: false,
         })
     }
 

@@ -103,25 +103,31 @@ pub fn extend_by(state: &mut ImaState, line: &[u8]) -> Result<(), ImaProblem> {
     Ok(())
 }
 
-/// Whether all that these lines say follows from what PCR 10 covers.
+/// Whether all that these lines say follows from what PCR 10 covers, and from what the device has stated with its boot:
+/// whether its template hashes are SHA-256.
 ///
 /// Keylime also judges columns that no PCR covers: the PCR, the template hash, the template's name, and everything in
 /// the line of a violation. Changed on the way, they would fail a device whose quote is good, so where they do not
 /// follow from the covered ones only the device's statement tells that they are its own.
-pub fn follows_from_pcr(text: &[u8]) -> bool {
+pub fn follows_from_pcr(text: &[u8], sha256: bool) -> bool {
     text.split_inclusive(|byte| *byte == b'\n')
-        .all(|line| line.strip_suffix(b"\n").is_some_and(entry_follows))
+        .all(|line| line.strip_suffix(b"\n").is_some_and(|entry| entry_follows(entry, sha256)))
 }
 
-fn entry_follows(entry: &[u8]) -> bool {
+/// Whether a log that begins with this line has SHA-256 as template hashes.
+pub fn has_sha256_templates(line: &[u8]) -> bool {
+    columns(line).is_some_and(|[_, template_hash, ..]| template_hash.len() == 2 * size_of::<[u8; 32]>())
+}
+
+fn entry_follows(entry: &[u8], sha256: bool) -> bool {
     let Some([pcr, template_hash, template, data]) = columns(entry) else { return false };
     if pcr != IMA_PCR {
         return false;
     }
-    let as_expected = match template_hash.len() {
-        40 => template::hash::<Sha1>(template, data).is_ok_and(|hash| is_hex_of(template_hash, &hash)),
-        64 => template::hash::<Sha256>(template, data).is_ok_and(|hash| is_hex_of(template_hash, &hash)),
-        _ => false,
+    let as_expected = if sha256 {
+        template::hash::<Sha256>(template, data).is_ok_and(|hash| is_hex_of(template_hash, &hash))
+    } else {
+        template::hash::<Sha1>(template, data).is_ok_and(|hash| is_hex_of(template_hash, &hash))
     };
     as_expected && template_follows(template, data)
 }

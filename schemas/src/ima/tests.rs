@@ -71,7 +71,7 @@ fn columns_that_pcr_10_does_not_cover_are_not_taken_as_they_come() {
     for (device, log) in DEVICES {
         for line in std::str::from_utf8(log).unwrap().split_inclusive('\n') {
             let is_violation = line.starts_with(&format!("10 {} ", "0".repeat(40)));
-            assert_eq!(follows_from_pcr(line.as_bytes()), !is_violation, "{device}: {line}");
+            assert_eq!(follows_from_pcr(line.as_bytes(), false), !is_violation, "{device}: {line}");
             // none of these changes what the line extends PCR 10 with
             let other = if line.starts_with("10 fe") { "ef" } else { "fe" };
             let changed_hash = [&line[..3], other, &line[5..]].concat();
@@ -79,8 +79,23 @@ fn columns_that_pcr_10_does_not_cover_are_not_taken_as_they_come() {
             for changed in
                 [format!("\t{line}"), line.replacen("ima-ng", "ima-ngv2", 1), changed_hash, shouted]
             {
-                assert!(!follows_from_pcr(changed.as_bytes()), "{device}: {changed}");
+                assert!(!follows_from_pcr(changed.as_bytes(), false), "{device}: {changed}");
             }
+        }
+    }
+}
+
+#[test]
+fn template_hashes_of_another_size_than_the_device_has_stated_do_not_follow() {
+    let (_, log) = DEVICES[0];
+    for line in std::str::from_utf8(log).unwrap().split_inclusive('\n').take(20) {
+        let data = line.split_once(" ima-ng ").unwrap().1.trim_end();
+        let hash = template::hash::<Sha256>(b"ima-ng", data.as_bytes()).unwrap();
+        let wide = format!("10 {} ima-ng {data}\n", hex::encode(hash));
+        for (line, sha256) in [(line, false), (wide.as_str(), true)] {
+            assert_eq!(has_sha256_templates(line.as_bytes()), sha256);
+            assert!(follows_from_pcr(line.as_bytes(), sha256), "{line}");
+            assert!(!follows_from_pcr(line.as_bytes(), !sha256), "{line}");
         }
     }
 }

@@ -136,6 +136,9 @@ pub struct Ready {
     /// SHA-256 of the reference file that the device has: what it knows need not travel.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reference: Option<Digest>,
+    /// Template hashes in the IMA log are SHA-256, as in `ascii_runtime_measurements_sha256`, and not SHA-1.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub ima_sha256: bool,
 }
 
 impl Ready {

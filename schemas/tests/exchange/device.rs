@@ -14,7 +14,7 @@ use keylime_mqtt_schemas::messages::{
     LogKind, Need, Nonce, NotYet, NotYetReason, PcrMask, PcrValues, Proof as ProofMessage, Quote, Ready,
     Signed, Statement, UefiLog,
 };
-use keylime_mqtt_schemas::statement::{boot_statement, evidence_statement};
+use keylime_mqtt_schemas::statement::{StatedBoot, StatedLines, boot_statement, evidence_statement};
 use keylime_mqtt_schemas::topics::Via;
 
 use super::attest::{Attest, CERTIFY, QUOTE, STATEMENT};
@@ -195,10 +195,12 @@ impl Device {
             Work::Read(Need { boot, .. }) if boot != self.marker().tag() => Done::Rebooted,
             Work::Read(need) => self.part(&need),
             Work::State { state, nonce, evidence, ima_end } => {
-                let from = state.ima_from.map(|from| self.lines_from(from)).unwrap_or_default();
-                let wanted = ima_end.zip(state.ima_from).map_or(0, |(end, from)| end.saturating_sub(from));
-                let lines = from.get(..usize::try_from(wanted).unwrap() * LINE).unwrap_or_default();
-                let digest = evidence_statement(&self.id, &nonce, &evidence, &Digest::of(&[lines]));
+                let stated = state.ima_from.zip(ima_end).map(|(from, end)| {
+                    let wanted = usize::try_from(end.saturating_sub(from)).unwrap() * LINE;
+                    let lines = self.lines_from(from).get(..wanted).unwrap_or_default();
+                    StatedLines { from, digest: Digest::of(&[lines]) }
+                });
+                let digest = evidence_statement(&self.id, &nonce, &evidence, stated.as_ref());
                 Done::Stated(Statement { tag: state.tag, signed: self.sign(STATEMENT, digest.as_bytes()) })
             }
         }
@@ -208,7 +210,8 @@ impl Device {
         let (boot, boot_time) = (self.marker(), self.boot * 1000);
         let uefi =
             self.uefi.as_ref().map(|log| UefiLog { digest: Digest::of(&[log]), size: log.len() as u32 });
-        let expected = boot_statement(&self.id, &boot, boot_time, uefi.as_ref());
+        let stated = StatedBoot { boot, boot_time, uefi, ima_sha256: false };
+        let expected = boot_statement(&self.id, &stated);
         let statement = match &self.stated {
             Some((stated, signed)) if *stated == expected => signed.clone(),
             _ => self.sign(STATEMENT, expected.as_bytes()),
@@ -225,6 +228,7 @@ impl Device {
             ticket: self.ticket.clone().map(|ticket| ticket.try_into().unwrap()),
             sleep: self.sleep,
             reference: self.reference,
+            ima_sha256: false,
         }
     }
 

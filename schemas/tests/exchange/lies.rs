@@ -177,8 +177,61 @@ fn no_lie_in_the_middle_makes_a_false_fail_and_the_device_passes_after_it_stops(
     }
 }
 
+type Edit = fn(&mut Question);
+
+/// What a device is asked, so that it states truthfully what is not so of what it was to be asked.
+const QUESTIONS: [(&str, Edit); 5] = [
+    ("no line of the IMA log asked for", |question| {
+        if let Question::Challenge(challenge) = question {
+            challenge.ima_offset = None;
+        }
+    }),
+    ("no line asked for, and none to be stated", |question| match question {
+        Question::Challenge(challenge) => challenge.ima_offset = None,
+        Question::State(state) => state.ima_from = None,
+        _ => {}
+    }),
+    ("a later line asked for", |question| {
+        if let Question::Challenge(challenge) = question {
+            challenge.ima_offset = challenge.ima_offset.map(|from| from + 2);
+        }
+    }),
+    ("a later line asked for, and to be stated", |question| match question {
+        Question::Challenge(challenge) => challenge.ima_offset = challenge.ima_offset.map(|from| from + 2),
+        Question::State(state) => state.ima_from = state.ima_from.map(|from| from + 2),
+        _ => {}
+    }),
+    ("a later line to be stated", |question| {
+        if let Question::State(state) = question {
+            state.ima_from = state.ima_from.map(|from| from + 2);
+        }
+    }),
+];
+
+#[test]
+fn no_lie_in_a_question_has_a_device_state_what_would_fail_it() {
+    for (name, lie) in QUESTIONS {
+        for also_restart in [false, true] {
+            let mut world = honest();
+            assert!(world.run_until(Duration::from_secs(300), |world| world.passes() == 2));
+            world.on_the_way_down = Some(lie);
+            if also_restart {
+                world.restart_bridge();
+            }
+            for _ in 0..20 {
+                // before each attestation, so that none is explained by the one before
+                world.device.grow(2);
+                let limit = world.now + Duration::from_secs(10);
+                world.run_until(limit, |_| false);
+            }
+            assert_ends_well(world, name);
+        }
+    }
+}
+
 fn assert_ends_well(mut world: World, name: &str) {
     world.on_the_way_up = None;
+    world.on_the_way_down = None;
     let since = world.now;
     // a refused device is told to come again after five minutes
     let back = world.run_until(since + Duration::from_secs(700), |world| world.passes_since(since) >= 2);

@@ -142,6 +142,7 @@ pub(crate) struct World {
     pub(crate) refusals: Vec<RefusedReason>,
     /// Applied to what travels, for lies: returns what arrives instead.
     pub(crate) on_the_way_up: Option<fn(Up) -> Vec<Up>>,
+    pub(crate) on_the_way_down: Option<fn(&mut Question)>,
     /// The broker, where it is a hostile one.
     pub(crate) liar: Option<Rc<RefCell<Liar>>>,
     /// What the liar has for the other devices.
@@ -191,6 +192,7 @@ impl World {
             asked: Vec::new(),
             refusals: Vec::new(),
             on_the_way_up: None,
+            on_the_way_down: None,
             liar: None,
             astray: Vec::new(),
             latest: Time::ZERO,
@@ -398,7 +400,12 @@ impl World {
                 Err(error) => panic!("the bridge refused a payload of an honest device: {error}"),
             },
             Event::ToDevice(payload, _) => match unpack_down(&payload) {
-                Ok(down) => self.attester.handle(attester::Input::Received(down), now),
+                Ok(mut down) => {
+                    if let Some(lie) = self.on_the_way_down {
+                        lie(&mut down.question);
+                    }
+                    self.attester.handle(attester::Input::Received(down), now);
+                }
                 Err(_) if self.liar.is_some() => {}
                 Err(error) => panic!("a question of an honest bridge: {error}"),
             },

@@ -162,6 +162,7 @@ pub(crate) fn ups(fill: Fill) -> Vec<Up> {
             ticket: fill.optional(fill.bytes(150)),
             sleep: fill.optional(fill.u32(3600)),
             reference: fill.optional(digest()),
+            ima_sha256: fill != Fill::Minimal,
         }),
         Up::Proof(Proof { tag, signed: fill.signed() }),
         Up::Evidence(Evidence { quote: Quote::Full(fill.signed()), ..evidence.clone() }),
@@ -249,12 +250,13 @@ pub(crate) fn any_up() -> impl Strategy<Value = Up> {
             proptest::option::of(any_bytes()),
             proptest::option::of(any::<u32>()),
             proptest::option::of(any_digest()),
+            any::<bool>(),
         ),
     )
         .prop_map(
             |(
                 (boot, boot_time, pcrs, ak_public, statement),
-                (ima_entries, uefi, ticket, sleep, reference),
+                (ima_entries, uefi, ticket, sleep, reference, ima_sha256),
             )| {
                 Up::Ready(Ready {
                     boot,
@@ -267,6 +269,7 @@ pub(crate) fn any_up() -> impl Strategy<Value = Up> {
                     ticket,
                     sleep,
                     reference,
+                    ima_sha256,
                 })
             },
         );

@@ -107,7 +107,7 @@ pub(crate) fn key_substitution(up: &mut Up, known: &mut Known<'_>) -> bool {
     match up {
         Up::Ready(ready) => {
             let Ok(ak) = known.forger.public().try_into() else { return false };
-            let said = said_of_boot(&known.id, &ready.boot, ready.boot_time, ready.uefi.as_ref());
+            let said = said_of_boot(&known.id, &(&*ready).into());
             ready.ak_public = ak;
             ready.statement = known.forger.sign(Stamp::Statement(&said));
             true

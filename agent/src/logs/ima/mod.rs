@@ -15,6 +15,7 @@ use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
+use keylime_mqtt_schemas::ima::has_sha256_templates;
 use sha2::{Digest, Sha256};
 
 use self::recent::Recent;
@@ -85,6 +86,16 @@ impl ImaLog {
     /// Whole lines known.
     pub fn entries(&self) -> u64 {
         self.entries
+    }
+
+    /// Whether its template hashes are SHA-256, by its first line; they are not where there is none.
+    pub fn has_sha256_templates(&self) -> Result<bool, LogError> {
+        let mut sha256 = false;
+        self.visit(0, self.entries.min(1), |line| {
+            sha256 = has_sha256_templates(line);
+            false
+        })?;
+        Ok(sha256)
     }
 
     /// Reads what came since the last time.

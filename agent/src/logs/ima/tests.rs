@@ -20,6 +20,23 @@ fn append(path: &Path, content: &[u8]) {
 }
 
 #[test]
+fn a_log_tells_the_size_of_its_template_hashes_by_its_first_line() {
+    let (_directory, path) = log_file(b"");
+    let mut log = ImaLog::new(&path);
+    log.refresh().unwrap();
+    assert!(!log.has_sha256_templates().unwrap(), "there is no line");
+    append(&path, RECORDED);
+    log.refresh().unwrap();
+    assert!(!log.has_sha256_templates().unwrap());
+
+    let wide = [b"10 ", [b'e'; 64].as_slice(), b" ima-ng sha256:11 boot_aggregate\n", RECORDED].concat();
+    let (_directory, path) = log_file(&wide);
+    let mut log = ImaLog::new(&path);
+    log.refresh().unwrap();
+    assert!(log.has_sha256_templates().unwrap());
+}
+
+#[test]
 fn a_recorded_log_comes_out_as_it_went_in_however_it_grew() {
     // Cuts in the middle of lines, at a newline, and several at once.
     for steps in [vec![0], vec![1, 500, 64_000], vec![100, 100, 101, 4096, 30_000], vec![RECORDED.len()]] {

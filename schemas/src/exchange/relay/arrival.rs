@@ -4,6 +4,7 @@ use super::phase::{Phase, Retry};
 use super::port::{Facts, OpenedTicket};
 use super::{Relay, Time};
 use crate::messages::{LaterReason, Ready, Unchanged};
+use crate::statement::StatedBoot;
 
 impl Relay {
     pub(super) fn ready_received(&mut self, ready: Ready, ticket: Option<OpenedTicket>, now: Time) {
@@ -11,7 +12,7 @@ impl Relay {
             self.dropped("Ready", "the AK is not a public area with a SHA-256 name");
             return;
         };
-        let of_the_past = |(_, boot_time, _)| facts.boot_time < boot_time;
+        let of_the_past = |stated: StatedBoot| facts.boot_time < stated.boot_time;
         if self.trusts(facts.ak) && self.stated_boot.is_some_and(of_the_past) {
             self.dropped("Ready", "of an earlier boot than the one the device has stated");
             return;
@@ -50,10 +51,10 @@ impl Relay {
 
     /// A device speaks up. When the bridge has a question open, asks it again; else goes on from what is known.
     pub(super) fn ready(&mut self, facts: Facts, now: Time) {
-        let same = self.facts.as_ref().is_some_and(|known| {
-            (known.boot, known.boot_time, known.ak, known.uefi)
-                == (facts.boot, facts.boot_time, facts.ak, facts.uefi)
-        });
+        let same = self
+            .facts
+            .as_ref()
+            .is_some_and(|known| known.ak == facts.ak && known.boot_stated() == facts.boot_stated());
         // the statement that was checked: what brief quotes leave out is as there
         let checked = self.facts.take().filter(|known| same && self.stated_boot == Some(known.boot_stated()));
         let statement = checked.map_or_else(|| facts.statement.clone(), |known| known.statement);

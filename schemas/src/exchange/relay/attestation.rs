@@ -15,7 +15,7 @@ use crate::messages::{
     Challenge, Digest, Evidence, IMA_PCR, LaterReason, NotYet, NotYetReason, PcrMask, PcrValues, Question,
     Quote, RefusedReason, State, Statement, Up, Verdict,
 };
-use crate::statement::evidence_statement;
+use crate::statement::{StatedLines, evidence_statement};
 
 /// Two requests for one device met at the verifier; it is free again at once.
 const CONFLICT_WAIT: Duration = Duration::from_secs(1);
@@ -197,6 +197,7 @@ impl Relay {
                 packed: segment.unwrap_or_default().to_vec(),
                 reference: self.reference(),
                 state: self.passed_ima.filter(|state| state.entries == from),
+                sha256: facts.ima_sha256,
             }
         });
         let restore = Restore {
@@ -268,8 +269,9 @@ impl Relay {
 
     fn ask_to_state(&mut self, offer: Offer, evidence: &Evidence, restored: Arc<Restored>, now: Time) {
         let Ok(encoded) = codec::encode(&Up::Evidence(evidence.clone())) else { return self.start_over() };
-        let ima = Digest::of(&[restored.lines()]);
-        let expected = evidence_statement(&self.id, &offer.nonce, &Digest::of(&[&encoded]), &ima);
+        let digest = Digest::of(&[restored.lines()]);
+        let ima = offer.ima_offset().map(|from| StatedLines { from, digest });
+        let expected = evidence_statement(&self.id, &offer.nonce, &Digest::of(&[&encoded]), ima.as_ref());
         let repeat = self.repeat(now);
         self.send_state(offer, expected, restored, repeat);
     }

@@ -39,9 +39,10 @@ use super::{Delivery, Time};
 use crate::AgentId;
 use crate::messages::limits::MAX_TICKET;
 use crate::messages::{
-    AkName, BootMarker, Bounded, Digest, Down, Heard, Hello, LaterReason, Nonce, PcrValues, Question,
-    RefusedReason, Told, UefiLog, Up,
+    AkName, Bounded, Digest, Down, Heard, Hello, LaterReason, Nonce, PcrValues, Question, RefusedReason,
+    Told, Up,
 };
+use crate::statement::StatedBoot;
 
 /// First wait after Keylime did not answer; doubles.
 const SETBACK_FIRST: Duration = Duration::from_secs(1);
@@ -79,7 +80,7 @@ pub struct Relay {
     trusted: Option<TrustedAk>,
     token: Option<Token>,
     ticket: Option<Bounded<MAX_TICKET>>,
-    stated_boot: Option<(BootMarker, u64, Option<UefiLog>)>,
+    stated_boot: Option<StatedBoot>,
     baseline: Option<Standing>,
     passed_ima: Option<ImaState>,
     /// Values of the last quote that was bound: what the device need not send.

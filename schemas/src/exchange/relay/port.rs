@@ -15,6 +15,7 @@ use crate::messages::{
     AkName, AuthTag, BootMarker, Bounded, Digest, Enrol, Nonce, PcrMask, PcrValues, Quote, Ready, ReadyTag,
     RefusedReason, Signed, UefiLog, Verdict,
 };
+use crate::statement::StatedBoot;
 
 /// A session token of the verifier. Never shown, wiped when dropped.
 #[derive(Clone, PartialEq, Eq)]
@@ -70,6 +71,8 @@ pub struct Facts {
     pub sleep: Option<u32>,
     /// The reference file that it has.
     pub reference: Option<Digest>,
+    /// Template hashes in the IMA log are SHA-256.
+    pub ima_sha256: bool,
     /// Names all this but the length of the IMA log.
     pub tag: ReadyTag,
 }
@@ -90,13 +93,15 @@ impl Facts {
             uefi: ready.uefi,
             sleep: ready.sleep,
             reference: ready.reference,
+            ima_sha256: ready.ima_sha256,
             tag,
         })
     }
 
     /// What [`Self::statement`] is about.
-    pub(super) fn boot_stated(&self) -> (BootMarker, u64, Option<UefiLog>) {
-        (self.boot, self.boot_time, self.uefi)
+    pub(super) fn boot_stated(&self) -> StatedBoot {
+        let Self { boot, boot_time, uefi, ima_sha256, .. } = *self;
+        StatedBoot { boot, boot_time, uefi, ima_sha256 }
     }
 }
 

@@ -147,7 +147,7 @@ impl Relay {
     pub(super) fn check_boot(&mut self, facts: &Facts) {
         let command = Command::CheckStatement {
             statement: facts.statement.clone(),
-            expected: boot_statement(&self.id, &facts.boot, facts.boot_time, facts.uefi.as_ref()),
+            expected: boot_statement(&self.id, &facts.boot_stated()),
             ak_public: facts.ak_public.clone(),
         };
         self.command(Step::CheckingBoot, command);
@@ -156,7 +156,7 @@ impl Relay {
     pub(super) fn boot_checked(&mut self, good: bool, now: Time) {
         match self.facts.as_ref().map(Facts::boot_stated) {
             Some(boot) if good => {
-                if self.stated_boot.is_none_or(|(before, ..)| before != boot.0) {
+                if self.stated_boot.is_none_or(|before| before.boot != boot.boot) {
                     // lines of another boot's log
                     self.gathered = None;
                 }

@@ -54,6 +54,8 @@ pub struct ImaParts {
     pub reference: Option<Digest>,
     /// PCR 10 at `offset`, when it is known.
     pub state: Option<ImaState>,
+    /// The device has stated that its template hashes are SHA-256.
+    pub sha256: bool,
 }
 
 impl ImaParts {
@@ -61,7 +63,7 @@ impl ImaParts {
     pub fn text(&self, references: &[Reference]) -> Result<ImaText, &'static str> {
         let news = lines(&self.packed, MAX_INLINE_IMA, named(references, self.reference))?;
         let lines = [&self.gathered[..], &news].concat();
-        Ok(ImaText { offset: self.offset, lines, state: self.state })
+        Ok(ImaText { offset: self.offset, lines, state: self.state, sha256: self.sha256 })
     }
 }
 
@@ -74,6 +76,8 @@ pub struct ImaText {
     pub lines: Vec<u8>,
     /// PCR 10 at `offset`, when it is known.
     pub state: Option<ImaState>,
+    /// The device has stated that its template hashes are SHA-256.
+    pub sha256: bool,
 }
 
 fn named(references: &[Reference], digest: Option<Digest>) -> Option<&Reference> {

@@ -118,6 +118,7 @@ impl Facts {
             ticket: (choice & 64 == 64).then(|| bounded(b"ticket")),
             sleep: (choice & 128 == 128).then_some(u32::from(choice)),
             reference: None,
+            ima_sha256: false,
         }
     }
 }
