@@ -16,7 +16,7 @@ const STEADY_PERCENT: u32 = 80;
 const HEALTHY_PERCENT: u32 = 30;
 /// Time over which Keylime counts
 const WINDOW: Duration = Duration::from_secs(60);
-/// Least time between two sessions of one device; Keylime allows 15 a minute
+/// Least time between two sessions of one device, over all bridges; Keylime allows 15 a minute, from whatever address
 const SPACING: Duration = Duration::from_secs(5);
 /// Longest wait of a device whose proofs keep failing
 const MAX_SPACING: Duration = Duration::from_secs(300);
@@ -54,6 +54,8 @@ pub struct SessionBudget {
     level: f64,
     filled_at: Instant,
     blocked_until: Option<Instant>,
+    /// [`SPACING`] for this bridge's part
+    spacing: Duration,
     devices: HashMap<String, Device>,
 }
 
@@ -62,11 +64,13 @@ struct Device {
     granted: Instant,
     next: Instant,
     failures: u32,
+    /// The verifier's own limit for this device
+    blocked_until: Instant,
 }
 
 impl Device {
     fn new(now: Instant) -> Self {
-        Self { granted: now, next: now, failures: 0 }
+        Self { granted: now, next: now, failures: 0, blocked_until: now }
     }
 }
 
@@ -82,6 +86,7 @@ impl SessionBudget {
             level: capacity,
             filled_at: now,
             blocked_until: None,
+            spacing: SPACING * replicas.max(1),
             devices: HashMap::new(),
         }
     }
@@ -94,8 +99,8 @@ impl SessionBudget {
         }
         // whoever claims to be a device fails in its name, so failures count only against what has never been proven
         let next = self.devices.get(agent).map(|device| match standing {
-            Standing::Healthy => device.granted + SPACING,
-            Standing::Unproven => device.next,
+            Standing::Healthy => device.blocked_until.max(device.granted + self.spacing),
+            Standing::Unproven => device.blocked_until.max(device.next),
         });
         if let Some(next) = next.filter(|next| *next > now) {
             return Budget::Wait(next - now);
@@ -112,7 +117,7 @@ impl SessionBudget {
         self.forget_idle(now);
         let device = self.devices.entry(agent.to_owned()).or_insert(Device::new(now));
         device.granted = now;
-        device.next = now + spacing(device.failures);
+        device.next = now + spacing(self.spacing, device.failures);
         Budget::Granted
     }
 
@@ -120,7 +125,7 @@ impl SessionBudget {
     pub fn has_spare(&mut self, agent: &str, now: Instant) -> bool {
         self.refill(now);
         let blocked = self.blocked_until.is_some_and(|until| until > now);
-        let waits = self.devices.get(agent).is_some_and(|device| device.next > now);
+        let waits = self.devices.get(agent).is_some_and(|device| device.next.max(device.blocked_until) > now);
         !blocked && !waits && self.level - 1.0 >= self.capacity / 2.0
     }
 
@@ -128,7 +133,7 @@ impl SessionBudget {
     pub fn proof_failed(&mut self, agent: &str, now: Instant) {
         let device = self.devices.entry(agent.to_owned()).or_insert(Device::new(now));
         device.failures = device.failures.saturating_add(1);
-        device.next = now + spacing(device.failures);
+        device.next = now + spacing(self.spacing, device.failures);
     }
 
     /// A proof of this device passed: its waits are the shortest again
@@ -136,6 +141,12 @@ impl SessionBudget {
         if let Some(device) = self.devices.get_mut(agent) {
             device.failures = 0;
         }
+    }
+
+    /// The verifier said 429 to sessions of this device alone: it does not ask for the time that was named
+    pub fn agent_limited(&mut self, agent: &str, retry_after: Option<Duration>, now: Instant) {
+        let device = self.devices.entry(agent.to_owned()).or_insert(Device::new(now));
+        device.blocked_until = now + retry_after.unwrap_or(DEFAULT_BLOCK);
     }
 
     /// The verifier said 429 to a session: nobody asks for the time that it named
@@ -159,13 +170,13 @@ impl SessionBudget {
 
     fn forget_idle(&mut self, now: Instant) {
         if self.devices.len() >= MAX_DEVICES {
-            self.devices.retain(|_, device| device.next > now);
+            self.devices.retain(|_, device| device.next.max(device.blocked_until) > now);
         }
     }
 }
 
-fn spacing(failures: u32) -> Duration {
-    SPACING.saturating_mul(1 << failures.min(10)).min(MAX_SPACING)
+fn spacing(least: Duration, failures: u32) -> Duration {
+    least.saturating_mul(1 << failures.min(10)).min(MAX_SPACING.max(least))
 }
 
 #[cfg(test)]
@@ -206,6 +217,37 @@ mod tests {
         assert_eq!(budget.request("a", Standing::Healthy, start), Budget::Wait(Duration::from_secs(120)));
         assert!(!granted(budget.request("b", Standing::Healthy, start + Duration::from_secs(119))));
         assert!(granted(budget.request("b", Standing::Healthy, start + Duration::from_secs(121))));
+    }
+
+    #[test]
+    fn a_429_for_one_device_silences_that_one_alone() {
+        let start = Instant::now();
+        let mut budget = SessionBudget::new(LIMIT, 1, start);
+        budget.agent_limited("a", Some(Duration::from_secs(120)), start);
+        for standing in [Standing::Healthy, Standing::Unproven] {
+            assert_eq!(budget.request("a", standing, start), Budget::Wait(Duration::from_secs(120)));
+        }
+        assert!(!budget.has_spare("a", start + Duration::from_secs(119)));
+        assert!(granted(budget.request("b", Standing::Unproven, start)));
+        assert!(granted(budget.request("a", Standing::Healthy, start + Duration::from_secs(120))));
+    }
+
+    #[test]
+    fn bridges_that_share_a_device_share_what_the_verifier_allows_it() {
+        let start = Instant::now();
+        let mut bridges = [(); 3].map(|()| SessionBudget::new(LIMIT, 3, start));
+        let mut times = Vec::new();
+        for second in 0..600 {
+            let now = start + Duration::from_secs(second);
+            for bridge in &mut bridges {
+                if granted(bridge.request("a", Standing::Healthy, now)) {
+                    times.push(second);
+                }
+            }
+        }
+        let worst =
+            times.iter().map(|from| times.iter().filter(|at| (*from..from + 60).contains(at)).count()).max();
+        assert!(worst.unwrap() <= 15, "{worst:?}");
     }
 
     #[test]

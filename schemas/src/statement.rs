@@ -8,7 +8,6 @@ use crate::AgentId;
 use crate::messages::{BootMarker, Digest, Nonce, Ready, UefiLog};
 
 const BOOT: &[u8] = b"keylime-mqtt boot statement 1\0";
-const NO_UEFI_LOG: [u8; 32] = [0; 32];
 /// After the UEFI log's digest: how large the template hashes in the IMA log are.
 const SHA1_TEMPLATES: &[u8] = &[20];
 const SHA256_TEMPLATES: &[u8] = &[32];
@@ -37,14 +36,17 @@ impl From<&Ready> for StatedBoot {
     }
 }
 
-/// `H(label, boot marker, boot time as u64 big endian, SHA-256 of the UEFI log or zeros, bytes of a template hash as one
-/// byte, agent id)`.
+/// `H(label, boot marker, boot time as u64 big endian, SHA-256 and size of the UEFI log or zeros, bytes of a template hash as
+/// one byte, agent id)`, the size as u32 big endian.
+///
+/// It says nothing about when: a statement of an earlier boot is as good. That a quote is of the boot stated shows in its
+/// `resetCount`, which is the statement's, and that what was stated besides is of that boot in [`evidence_statement`].
 pub fn boot_statement(id: &AgentId, stated: &StatedBoot) -> Digest {
     let StatedBoot { boot, boot_time, uefi, ima_sha256 } = stated;
-    let uefi = uefi.as_ref().map_or(&NO_UEFI_LOG, |log| log.digest.as_bytes());
+    let UefiLog { digest, size } = uefi.unwrap_or(UefiLog { digest: [0; 32].into(), size: 0 });
     let templates = if *ima_sha256 { SHA256_TEMPLATES } else { SHA1_TEMPLATES };
-    let (boot_time, id) = (boot_time.to_be_bytes(), id.as_str().as_bytes());
-    Digest::of(&[BOOT, boot.as_bytes(), &boot_time, uefi, templates, id])
+    let (boot_time, size, id) = (boot_time.to_be_bytes(), size.to_be_bytes(), id.as_str().as_bytes());
+    Digest::of(&[BOOT, boot.as_bytes(), &boot_time, digest.as_bytes(), &size, templates, id])
 }
 
 /// The IMA lines that a device states to belong to its evidence.
@@ -56,8 +58,8 @@ pub struct StatedLines {
     pub digest: Digest,
 }
 
-/// Binds evidence to its nonce: `H(label, nonce, H(evidence as encoded), IMA lines, agent id)`, the lines being a byte 1,
-/// their first line as u64 big endian and their digest; or as many zeros.
+/// Binds evidence to its nonce and boot: `H(label, nonce, boot marker, H(evidence as encoded), IMA lines, agent id)`, the
+/// lines being a byte 1, their first line as u64 big endian and their digest; or as many zeros.
 ///
 /// `ima` is what the device was asked for, not what it has: nothing when its challenge or the question for the statement named no
 /// line. Otherwise a broker could take the line out of the challenge and have the device state truthfully that there
@@ -65,16 +67,17 @@ pub struct StatedLines {
 pub fn evidence_statement(
     id: &AgentId,
     nonce: &Nonce,
+    boot: &BootMarker,
     evidence: &Digest,
     ima: Option<&StatedLines>,
 ) -> Digest {
     let (asked, from, lines) = match ima {
         Some(StatedLines { from, digest }) => (1_u8, *from, *digest),
-        None => (0, 0, Digest::from([0; 32])),
+        None => (0, 0, [0; 32].into()),
     };
     let from = from.to_be_bytes();
-    let (nonce, evidence, id) = (nonce.as_bytes(), evidence.as_bytes(), id.as_str().as_bytes());
-    Digest::of(&[EVIDENCE, nonce, evidence, &[asked], &from, lines.as_bytes(), id])
+    let (nonce, boot, evidence) = (nonce.as_bytes(), boot.as_bytes(), evidence.as_bytes());
+    Digest::of(&[EVIDENCE, nonce, boot, evidence, &[asked], &from, lines.as_bytes(), id.as_str().as_bytes()])
 }
 
 #[cfg(test)]
@@ -91,18 +94,20 @@ mod tests {
         let stated = StatedBoot { boot, boot_time: 1, uefi: None, ima_sha256: false };
         let lines = StatedLines { from: 0, digest: Digest::of(&[]) };
         let all = [
-            evidence_statement(&id, &nonce, &digest, None),
-            evidence_statement(&other_id, &nonce, &digest, None),
-            evidence_statement(&id, &other_nonce, &digest, None),
-            evidence_statement(&id, &nonce, &other_digest, None),
-            evidence_statement(&id, &nonce, &digest, Some(&lines)),
-            evidence_statement(&id, &nonce, &digest, Some(&StatedLines { from: 1, ..lines })),
-            evidence_statement(&id, &nonce, &digest, Some(&StatedLines { digest, ..lines })),
+            evidence_statement(&id, &nonce, &boot, &digest, None),
+            evidence_statement(&other_id, &nonce, &boot, &digest, None),
+            evidence_statement(&id, &other_nonce, &boot, &digest, None),
+            evidence_statement(&id, &nonce, &other_boot, &digest, None),
+            evidence_statement(&id, &nonce, &boot, &other_digest, None),
+            evidence_statement(&id, &nonce, &boot, &digest, Some(&lines)),
+            evidence_statement(&id, &nonce, &boot, &digest, Some(&StatedLines { from: 1, ..lines })),
+            evidence_statement(&id, &nonce, &boot, &digest, Some(&StatedLines { digest, ..lines })),
             boot_statement(&id, &stated),
             boot_statement(&other_id, &stated),
             boot_statement(&id, &StatedBoot { boot: other_boot, ..stated }),
             boot_statement(&id, &StatedBoot { boot_time: 2, ..stated }),
             boot_statement(&id, &StatedBoot { uefi: Some(log), ..stated }),
+            boot_statement(&id, &StatedBoot { uefi: Some(UefiLog { size: 2, ..log }), ..stated }),
             boot_statement(&id, &StatedBoot { ima_sha256: true, ..stated }),
         ];
         let distinct: std::collections::BTreeSet<_> = all.iter().collect();

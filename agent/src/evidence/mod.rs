@@ -267,7 +267,9 @@ impl Device {
             }
             _ => None,
         };
-        let statement = evidence_statement(&self.id, nonce, evidence, ima.as_ref());
+        // of the boot that the evidence is of
+        let boot = self.known.as_ref().ok_or(EvidenceError::Rebooted)?.boot();
+        let statement = evidence_statement(&self.id, nonce, &boot, evidence, ima.as_ref());
         let quoted = self.tpm.quote(statement.as_bytes().to_vec(), 0).await?;
         Ok(Statement { tag: state.tag, signed: signed(quoted.attest, quoted.signature)? })
     }

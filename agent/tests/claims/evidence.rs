@@ -249,7 +249,8 @@ async fn logs_go_up_in_parts_that_add_up() {
 #[tokio::test]
 async fn a_statement_binds_evidence_and_lines_to_the_nonce() {
     let mut test = TestDevice::with_logs().await;
-    test.describe().await;
+    let ready = test.describe().await;
+    test.collect(&challenge(&ready, 1)).await.unwrap();
     let (nonce, evidence) = (Nonce::from([7; 16]), Digest::of(&[b"evidence as sent"]));
     let lines: Vec<u8> =
         device::IMA.split_inclusive(|byte| *byte == b'\n').skip(5).take(10).flatten().copied().collect();
@@ -270,7 +271,7 @@ async fn a_statement_binds_evidence_and_lines_to_the_nonce() {
         assert_eq!(statement.tag, nonce.tag());
         assert_eq!(
             extra_data(&statement.signed),
-            evidence_statement(&test.id, &nonce, &evidence, stated.as_ref()).as_bytes()
+            evidence_statement(&test.id, &nonce, &ready.boot, &evidence, stated.as_ref()).as_bytes()
         );
     }
 }

@@ -43,7 +43,9 @@ pub(super) fn session(opening: SessionOpening) -> Session {
             nonce: Nonce::from(opened.nonce),
             good_for: less(opened.good_for, NONCE_MARGIN),
         },
-        SessionOpening::RateLimited { retry_after } => Session::Wait(retry_after.unwrap_or(UNKNOWN_BLOCK)),
+        SessionOpening::RateLimited { retry_after, .. } => {
+            Session::Wait(retry_after.unwrap_or(UNKNOWN_BLOCK))
+        }
         SessionOpening::Unavailable(no_answer) => Session::Unavailable(unavailable(no_answer)),
     }
 }

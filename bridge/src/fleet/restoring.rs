@@ -4,7 +4,7 @@
 
 use super::uefi_cache::UefiLog;
 use crate::restore::{Bound, UefiReplay, Unbound, bind, pcr_blob, restore_brief};
-use crate::tpm::AkPublic;
+use crate::tpm::{AkPublic, Attest};
 use keylime_mqtt_schemas::compact::Reference;
 use keylime_mqtt_schemas::exchange::relay::{self, ImaText, Restore, Restored, Restoring};
 use keylime_mqtt_schemas::ima::{ImaProblem, ImaReplay, ImaState, extend_by, follows_from_pcr, replay_ima};
@@ -50,6 +50,7 @@ pub(super) fn restore(job: Job) -> Restoring {
         Quote::Full(quote) => {
             let (attest, signature) = (quote.attest.as_slice(), quote.signature.as_slice());
             match bind(&ak, nonce, offer.pcrs, attest, signature, pcrs) {
+                Ok(bound) if !is_of_boot(&bound, &boot_statement) => return Restoring::OtherBoot,
                 Ok(bound) => (quote, bound, None),
                 Err(unbound) => return Restoring::Unbound(name(unbound)),
             }
@@ -68,6 +69,13 @@ pub(super) fn restore(job: Job) -> Restoring {
     };
     let logs = Logs { from, led_to, ima, wants_uefi: offer.wants_uefi(), uefi, uefi_digest };
     explain(quote, bound, logs)
+}
+
+/// A brief quote is made with the statement's `resetCount`; a full one may be of a later boot than a broker lets the bridge know of,
+/// with other logs
+fn is_of_boot(bound: &Bound, boot_statement: &Signed) -> bool {
+    let stated = Attest::parse(boot_statement.attest.as_slice());
+    stated.is_ok_and(|stated| stated.clock.reset_count == bound.clock().reset_count)
 }
 
 /// The values of all PCRs asked for; PCR 10, where it was left out, is what the lines lead to

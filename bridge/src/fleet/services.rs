@@ -273,12 +273,23 @@ impl Services {
             return Session::Wait(wait);
         }
         let opening = self.verifier.open_session(id.as_str()).await;
-        if let SessionOpening::RateLimited { retry_after } = opening {
-            tracing::warn!(
-                "the verifier allows fewer sessions than the bridge was told; set [verifier] sessions_per_minute to its \
-                 session_create_rate_limit_per_ip, and replicas to the bridges on this address"
-            );
-            lock(&self.budget).rate_limited(retry_after, Instant::now());
+        match opening {
+            SessionOpening::RateLimited { retry_after, agent_only: true } => {
+                tracing::warn!(
+                    agent = %id,
+                    "the verifier allows this device no more sessions for now: others ask for it too; set [verifier] replicas to \
+                     the number of bridges"
+                );
+                lock(&self.budget).agent_limited(id.as_str(), retry_after, Instant::now());
+            }
+            SessionOpening::RateLimited { retry_after, agent_only: false } => {
+                tracing::warn!(
+                    "the verifier allows fewer sessions than the bridge was told; set [verifier] sessions_per_minute to its \
+                     session_create_rate_limit_per_ip, and replicas to the bridges on this address"
+                );
+                lock(&self.budget).rate_limited(retry_after, Instant::now());
+            }
+            SessionOpening::Opened(_) | SessionOpening::Unavailable(_) => {}
         }
         outcome::session(opening)
     }

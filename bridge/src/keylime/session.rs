@@ -7,7 +7,7 @@
 
 use super::Verifier;
 use super::endpoint::{Answer, Call, JSON_API, Keep, MAX_ANSWER};
-use super::json_api::Document;
+use super::json_api::{Document, Errors};
 use super::token::SessionToken;
 use super::unavailable::{Reason, Unavailable};
 use base64::Engine as _;
@@ -30,10 +30,12 @@ const MAX_LIFETIME: Duration = Duration::from_secs(24 * 3600);
 pub enum SessionOpening {
     /// A nonce to be certified within a minute; says nothing about the agent, Keylime opens sessions for any id
     Opened(OpenedSession),
-    /// 429: this address or this agent asked too often
+    /// 429: asked too often
     RateLimited {
         /// How long to ask for no session
         retry_after: Option<Duration>,
+        /// For this agent alone, by whatever address; else for any agent from this address
+        agent_only: bool,
     },
     /// No usable answer
     Unavailable(Unavailable),
@@ -148,8 +150,11 @@ impl Verifier {
                 Err(reason) => SessionOpening::Unavailable(self.endpoint.unavailable(reason)),
             },
             429 => {
+                let errors = Errors::parse(answer.body.as_ref().map_or(&[][..], |body| body.as_slice()));
                 let unavailable = self.endpoint.unavailable_answer(&answer);
-                SessionOpening::RateLimited { retry_after: unavailable.retry_after }
+                // its two limits answer alike but for these words
+                let agent_only = errors.detail().contains("for this agent");
+                SessionOpening::RateLimited { retry_after: unavailable.retry_after, agent_only }
             }
             _ => SessionOpening::Unavailable(self.endpoint.unavailable_answer(&answer)),
         }

@@ -167,10 +167,27 @@ async fn each_answer_to_a_session_request_has_its_meaning() {
     let short =
         String::from_utf8(bytes("keylime/session.json")).unwrap().replace("zk+u0Rpmh/xGk3UEeF3NnQ==", "AAAA");
     let evil = String::from_utf8(bytes("keylime/session.json")).unwrap().replace("7bef2d25-", "../../v2.6/");
-    let script = vec![limited, answer(500, ""), answer(200, short), answer(200, evil), answer(200, "[")];
+    let words = |detail: &str| {
+        format!(r#"{{"errors":[{{"status":"429","title":"Too Many Requests","detail":"{detail}"}}]}}"#)
+    };
+    let agent_limited = answer(429, words("Rate limit exceeded for this agent. Please try again later."));
+    let address_limited = answer(429, words("Rate limit exceeded. Please try again later."));
+    let script = vec![
+        limited,
+        agent_limited,
+        address_limited,
+        answer(500, ""),
+        answer(200, short),
+        answer(200, evil),
+        answer(200, "["),
+    ];
     let (_server, verifier) = verifier(script).await;
-    let SessionOpening::RateLimited { retry_after } = verifier.open_session(ID).await else { panic!() };
-    assert_eq!(retry_after, Some(Duration::from_secs(59)));
+    for expected in [(Some(Duration::from_secs(59)), false), (None, true), (None, false)] {
+        let SessionOpening::RateLimited { retry_after, agent_only } = verifier.open_session(ID).await else {
+            panic!("{expected:?}")
+        };
+        assert_eq!((retry_after, agent_only), expected);
+    }
     for expected in [Reason::ServerError, Reason::Garbage, Reason::Garbage, Reason::Garbage] {
         let SessionOpening::Unavailable(why) = verifier.open_session(ID).await else { panic!("{expected}") };
         assert_eq!(reason(why), expected);

@@ -238,7 +238,8 @@ impl Gateway {
         let encoded = encode(&Up::Evidence(sent.clone())).unwrap();
         let lines = self.lines().into_iter().skip(from).collect::<Vec<_>>().concat();
         let lines = StatedLines { from: from as u64, digest: Digest::of(&[&lines]) };
-        let said = evidence_statement(&self.device.id, nonce, &Digest::of(&[&encoded]), Some(&lines));
+        let said =
+            evidence_statement(&self.device.id, nonce, &Self::boot(), &Digest::of(&[&encoded]), Some(&lines));
         let quote = Quote { nonce: said.as_bytes(), mask: 0, digest: &[], safe: 1, kind: 0x8018 };
         Up::Statement(Statement { tag: nonce.tag(), signed: self.device.signed(quote.marshal()) })
     }

@@ -7,7 +7,7 @@ use keylime_mqtt_schemas::compact::Reference;
 use keylime_mqtt_schemas::exchange::relay::{ImaState, ImaText, Restore, Restored, Restoring};
 use keylime_mqtt_schemas::messages::{AkName, Brief, Digest, IMA_PCR, PcrMask, PcrValues, Quote, Signed};
 
-use super::device::{BOOT, chained, count};
+use super::device::{BOOT, FIRMWARE_PCR, chained, count};
 
 pub(crate) const QUOTE: u8 = 1;
 pub(crate) const CERTIFY: u8 = 2;
@@ -104,6 +104,14 @@ pub(crate) fn restored(restore: &Restore, references: &[Reference]) -> Restoring
         ima: text.as_ref().map(|text| Arc::new(text.lines.clone())),
         uefi: restore.uefi,
     });
+    let resets = |signed| Attest::read(signed).map(|attest| attest.resets);
+    if resets(&restored.quote) != resets(&restore.boot_statement) {
+        return Restoring::OtherBoot;
+    }
+    let firmware = pcrs.value(FIRMWARE_PCR);
+    if restore.uefi.is_some_and(|uefi| firmware != Some(uefi.as_bytes())) {
+        return Restoring::Unexplained { restored, pcrs, what: "the UEFI log" };
+    }
     let Some(text) = &text else { return Restoring::Explained { restored, pcrs, ima: None } };
     match led_to {
         Some(pcr10) if pcrs.value(IMA_PCR) == Some(pcr10.as_bytes()) => {

@@ -119,6 +119,8 @@ impl Play {
     fn new(about: About, seed: u64) -> Self {
         let (flow, label) = match about {
             About::One(lie, flow) => (flow, format!("{} in {flow}, seed {seed}", LIES[lie].name)),
+            // a third of the devices has no IMA policy, and may reboot
+            About::All if seed.is_multiple_of(3) => (Flow::Reboot, format!("all lies together, seed {seed}")),
             About::All => (Flow::Steady, format!("all lies together, seed {seed}")),
         };
         let tampered = seed % 10 == 9 && flow != Flow::Enrolment && flow != Flow::Reboot;
@@ -200,12 +202,15 @@ impl Play {
 
     /// Where all lies are told together, each time in another flow.
     fn next_flow(&mut self) {
-        const FLOWS: [Flow; 6] =
+        const WITH_IMA: [Flow; 6] =
             [Flow::Steady, Flow::BridgeRestart, Flow::Steady, Flow::Proof, Flow::First, Flow::Statement];
+        const WITHOUT: [Flow; 6] =
+            [Flow::Reboot, Flow::Steady, Flow::BridgeRestart, Flow::Reboot, Flow::Proof, Flow::Reboot];
         if matches!(self.about, About::All) {
+            let flows = if self.worlds[0].policy.ima { WITH_IMA } else { WITHOUT };
             self.number += 1;
-            self.flow =
-                FLOWS[(self.number * (1 + self.seed as usize % 5) + self.seed as usize) % FLOWS.len()];
+            let at = self.number * (1 + self.seed as usize % 5) + self.seed as usize;
+            self.flow = flows[at % flows.len()];
         }
     }
 
@@ -242,14 +247,17 @@ impl Play {
                     world.uefi_cache.clear();
                     world.keylime.add(world.policy);
                 }
-                Flow::Steady => world.device.grow(2),
+                Flow::Steady if world.policy.ima => world.device.grow(2),
+                Flow::Steady => {}
                 Flow::Proof => {
                     world.device.ticket = None;
                     world.restart_agent();
                     world.restart_bridge();
                 }
                 Flow::Statement | Flow::BridgeRestart => {
-                    world.device.grow(2);
+                    if world.policy.ima {
+                        world.device.grow(2);
+                    }
                     world.restart_bridge();
                     world.restart_agent();
                 }

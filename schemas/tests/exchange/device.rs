@@ -20,6 +20,8 @@ use keylime_mqtt_schemas::topics::Via;
 use super::attest::{Attest, CERTIFY, QUOTE, STATEMENT};
 
 const PART: usize = 12 * 1024;
+/// Holds the digest of the UEFI log.
+pub(crate) const FIRMWARE_PCR: u8 = 2;
 
 #[derive(Debug)]
 pub(crate) struct Device {
@@ -95,6 +97,10 @@ impl Device {
         self.boot += 1;
         self.restarts = 0;
         self.extended.clear();
+        if let Some(uefi) = &mut self.uefi {
+            // another kernel, another order of boot
+            uefi.extend(self.boot.to_be_bytes());
+        }
         if self.ima.is_some() {
             self.ima = None;
             self.grow(3);
@@ -124,9 +130,15 @@ impl Device {
         let value = |pcr| match self.extended.get(&pcr) {
             Some(byte) => [*byte; 32],
             None if pcr == IMA_PCR => self.pcr10(),
+            None if pcr == FIRMWARE_PCR && self.uefi.is_some() => self.firmware(),
             None => [self.seed; 32],
         };
         PcrValues::new(mask, mask.iter().map(value).collect()).unwrap()
+    }
+
+    /// What the firmware extended, by its log.
+    fn firmware(&self) -> [u8; 32] {
+        *Digest::of(&[self.uefi.as_deref().unwrap_or_default()]).as_bytes()
     }
 
     /// What IMA extended into PCR 10.
@@ -200,7 +212,7 @@ impl Device {
                     let lines = self.lines_from(from).get(..wanted).unwrap_or_default();
                     StatedLines { from, digest: Digest::of(&[lines]) }
                 });
-                let digest = evidence_statement(&self.id, &nonce, &evidence, stated.as_ref());
+                let digest = evidence_statement(&self.id, &nonce, &self.marker(), &evidence, stated.as_ref());
                 Done::Stated(Statement { tag: state.tag, signed: self.sign(STATEMENT, digest.as_bytes()) })
             }
         }

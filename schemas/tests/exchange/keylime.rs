@@ -17,7 +17,7 @@ use keylime_mqtt_schemas::messages::{
 };
 
 use super::attest::Attest;
-use super::device::{self, BOOT, Proof, chained};
+use super::device::{self, BOOT, FIRMWARE_PCR, Proof, chained};
 
 pub(crate) const INTERVAL: Duration = Duration::from_secs(10);
 /// PCR 0 to 2 and 10.
@@ -46,7 +46,6 @@ struct Attestation {
     /// PCR 10 at that line.
     pcr10: Digest,
     boot_time: u64,
-    uefi: Option<Digest>,
     /// Lines that it was told of: it takes no fewer.
     announced: u64,
     received: bool,
@@ -221,13 +220,11 @@ impl Keylime {
             requested.push(Requested::Ima { offset: ima_offset });
         }
         let boot_time = facts.boot_time;
-        let uefi = facts.uefi.filter(|_| enrolled.policy.uefi).map(|log| log.digest);
         enrolled.attestations.push(Attestation {
             nonce,
             ima_offset,
             pcr10,
             boot_time,
-            uefi,
             announced: facts.ima_entries.filter(|_| enrolled.policy.ima).unwrap_or(0),
             received: false,
         });
@@ -276,7 +273,8 @@ impl Keylime {
         let pcr10 = chained(attestation.pcr10, restored.lines());
         let ima_explains =
             !enrolled.policy.ima || (!rebooted && values.value(IMA_PCR) == Some(pcr10.as_bytes()));
-        let right_uefi = restored.uefi == attestation.uefi;
+        let firmware = values.value(FIRMWARE_PCR).copied().map(Digest::from);
+        let right_uefi = !enrolled.policy.uefi || restored.uefi.is_some() && restored.uefi == firmware;
         let later = quote_clock > enrolled.clock;
         let nonce = Digest::of(&[attestation.nonce.as_bytes()]);
         let (boot_time, upto) = (attestation.boot_time, attestation.ima_offset + lines);

@@ -8,8 +8,8 @@ use keylime_mqtt_schemas::exchange::attester::{Done as Worked, Work};
 use keylime_mqtt_schemas::exchange::relay::{Command, Done, Output, Registered};
 use keylime_mqtt_schemas::messages::limits::MAX_INLINE_IMA;
 use keylime_mqtt_schemas::messages::{
-    Blob, Brief, Enrol, Evidence, LogKind, PcrMask, PcrValues, Proof, Question, Quote, Ready, Signed,
-    Statement, Up, Verdict,
+    Blob, BootTag, Brief, Enrol, Evidence, LogKind, PcrMask, PcrValues, Proof, Question, Quote, Ready,
+    Signed, Statement, Up, Verdict,
 };
 
 use super::device::{Device, dense_log};
@@ -225,6 +225,70 @@ fn no_lie_in_a_question_has_a_device_state_what_would_fail_it() {
                 world.run_until(limit, |_| false);
             }
             assert_ends_well(world, name);
+        }
+    }
+}
+
+/// The device of [`honest`] in its first boot.
+fn former_boot() -> Device {
+    let mut device = Device::new("device-1", 1);
+    device.uefi = Some(dense_log(30_000));
+    device
+}
+
+/// The boot after it.
+fn present_boot() -> BootTag {
+    let mut device = former_boot();
+    device.reboot();
+    device.marker().tag()
+}
+
+/// A broker keeps a reboot from the bridge, and has the device answer all the same: its quote is good, and its logs are others.
+#[test]
+fn a_quote_of_another_boot_than_the_one_the_bridge_knows_of_is_never_submitted() {
+    let hidden: [(&str, Lie); 2] = [
+        ("nothing is heard of the new boot", |up| match up {
+            Up::Ready(_) | Up::Unchanged(_) => Vec::new(),
+            other => vec![other],
+        }),
+        ("the former boot's Ready in place of it", |up| match up {
+            Up::Ready(_) | Up::Unchanged(_) => {
+                let Worked::Described(ready) = former_boot().work(Work::Describe) else { unreachable!() };
+                vec![Up::Ready(ready)]
+            }
+            other => vec![other],
+        }),
+    ];
+    let asked_in: [Edit; 2] = [
+        |question| {
+            if let Question::Challenge(challenge) = question {
+                challenge.boot = present_boot();
+            }
+        },
+        |question| {
+            if let Question::Challenge(challenge) = question {
+                challenge.boot = present_boot();
+                challenge.full = true;
+            }
+        },
+    ];
+    for (name, up) in hidden {
+        for down in asked_in {
+            for also_restart in [false, true] {
+                let mut world = World::new(former_boot(), Policy { ima: false, uefi: true }, BTreeMap::new());
+                assert!(world.run_until(Duration::from_secs(300), |world| world.passes() == 2));
+                world.device.reboot();
+                world.restart_agent();
+                world.on_the_way_up = Some(up);
+                world.on_the_way_down = Some(down);
+                if also_restart {
+                    world.restart_bridge();
+                }
+                let since = world.now;
+                world.run_until(since + Duration::from_secs(300), |_| false);
+                assert_eq!(world.passes_since(since), 0, "{name}: a PASS for a boot that is over");
+                assert_ends_well(world, name);
+            }
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use keylime_mqtt_schemas::messages::{
     Accepted, Challenge, Credential, Enrolled, Later, LaterReason, LogKind, Need, Nonce, Outcome, PcrMask,
-    PcrTag, Question, Refused, RefusedReason, State,
+    PcrTag, Question, Refused, RefusedReason, State, Up,
 };
 use rand::Rng as _;
 
@@ -43,9 +43,14 @@ pub(crate) fn nonce(question: &mut Question, known: &mut Known<'_>) -> bool {
     })
 }
 
+/// None there was, or the one of which the device spoke last, whatever the bridge was let know of it.
 pub(crate) fn boot(question: &mut Question, known: &mut Known<'_>) -> bool {
     challenge(question, |challenge| {
-        challenge.boot = known.rng.random::<[u8; 4]>().into();
+        let asked = challenge.boot;
+        challenge.boot = match known.own.last.get("Ready") {
+            Some(Up::Ready(ready)) if ready.boot.tag() != asked => ready.boot.tag(),
+            _ => known.rng.random::<[u8; 4]>().into(),
+        };
         true
     })
 }

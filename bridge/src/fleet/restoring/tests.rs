@@ -116,6 +116,19 @@ impl Scene {
 }
 
 #[test]
+fn a_full_quote_of_another_boot_than_the_one_stated_is_not_restored() {
+    let scene = Scene::new(40, 41);
+    let mut evidence = scene.evidence(true);
+    assert!(matches!(scene.restore(&evidence), Restoring::Explained { .. }));
+    let Offer { nonce, pcrs, .. } = &scene.offer;
+    let digest = scene.values.digest();
+    let later = ClockInfo { reset_count: CLOCK.reset_count + 1, ..CLOCK };
+    let attest = marshal_quote(&[0, 11, 9], nonce.as_bytes(), later, 7, *pcrs, digest.as_bytes()).unwrap();
+    evidence.quote = Quote::Full(scene.signed(attest));
+    assert!(matches!(scene.restore(&evidence), Restoring::OtherBoot));
+}
+
+#[test]
 fn no_turned_bit_of_evidence_changes_what_is_submitted() {
     for (from, upto, full) in [(0, 1, false), (40, 42, true)] {
         let scene = Scene::new(from, upto);

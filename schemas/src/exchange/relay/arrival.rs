@@ -1,10 +1,10 @@
 //! A device speaks up, or shows up: what it says of its boot, and what it may have missed.
 
-use super::phase::{Phase, Retry};
+use super::phase::Phase;
 use super::port::{Facts, OpenedTicket};
+use super::trust::CheckedBoot;
 use super::{Relay, Time};
 use crate::messages::{LaterReason, Ready, Unchanged};
-use crate::statement::StatedBoot;
 
 impl Relay {
     pub(super) fn ready_received(&mut self, ready: Ready, ticket: Option<OpenedTicket>, now: Time) {
@@ -12,8 +12,8 @@ impl Relay {
             self.dropped("Ready", "the AK is not a public area with a SHA-256 name");
             return;
         };
-        let of_the_past = |stated: StatedBoot| facts.boot_time < stated.boot_time;
-        if self.trusts(facts.ak) && self.stated_boot.is_some_and(of_the_past) {
+        let of_the_past = |checked: &CheckedBoot| facts.boot_time < checked.stated().boot_time;
+        if self.trusts(facts.ak) && self.checked_boot.as_ref().is_some_and(of_the_past) {
             self.dropped("Ready", "of an earlier boot than the one the device has stated");
             return;
         }
@@ -55,10 +55,7 @@ impl Relay {
             .facts
             .as_ref()
             .is_some_and(|known| known.ak == facts.ak && known.boot_stated() == facts.boot_stated());
-        // the statement that was checked: what brief quotes leave out is as there
-        let checked = self.facts.take().filter(|known| same && self.stated_boot == Some(known.boot_stated()));
-        let statement = checked.map_or_else(|| facts.statement.clone(), |known| known.statement);
-        self.facts = Some(Facts { statement, ..facts });
+        self.facts = Some(facts);
         match std::mem::take(&mut self.phase) {
             Phase::AwaitEvidence { offer, repeat, .. } if same && repeat.sent_at == now => {
                 self.phase = Phase::AwaitEvidence { offer, repeat, told: false };
@@ -92,16 +89,13 @@ impl Relay {
                 self.later(retry_at.saturating_sub(now), LaterReason::Keylime);
                 self.phase = Phase::Setback { retry_at, retry };
             }
-            Phase::Settling(_) => {
-                // its verdict stays unread, see `unread`
-                self.baseline = None;
+            phase => {
+                if phase.has_submitted() || matches!(phase, Phase::Settling(_)) {
+                    // its verdict stays unread, see `unread`
+                    self.baseline = None;
+                }
                 self.proceed(now);
             }
-            Phase::Setback { retry, .. } if matches!(*retry, Retry::Outcome(_)) => {
-                self.baseline = None;
-                self.proceed(now);
-            }
-            _ => self.proceed(now),
         }
     }
 

@@ -179,7 +179,9 @@ impl Relay {
     }
 
     fn restore(&mut self, offer: Offer, evidence: Evidence, now: Time) {
-        let Some(facts) = self.facts.as_ref() else { return };
+        let (Some(facts), Some(checked)) = (&self.facts, &self.checked_boot) else {
+            return self.start_over();
+        };
         let sent = evidence.pcrs.clone().unwrap_or_default();
         let known = match evidence.quote {
             Quote::Full(_) => sent,
@@ -202,7 +204,7 @@ impl Relay {
         });
         let restore = Restore {
             quote: evidence.quote.clone(),
-            boot_statement: facts.statement.clone(),
+            boot_statement: checked.statement().clone(),
             ak_public: facts.ak_public.clone(),
             pcrs: known,
             ima,
@@ -227,6 +229,10 @@ impl Relay {
                 self.ask_to_state(offer, evidence, restored, now);
             }
             Restoring::Refuted => self.refuted(offer, now),
+            Restoring::OtherBoot => {
+                self.dropped("Evidence", "a quote of another boot than the one stated");
+                self.start_over();
+            }
             Restoring::Unbound(why) => self.spoiled(offer, "Evidence", why, now),
             Restoring::Unreadable(why) => {
                 // perhaps the two references differ after all
@@ -268,10 +274,12 @@ impl Relay {
     }
 
     fn ask_to_state(&mut self, offer: Offer, evidence: &Evidence, restored: Arc<Restored>, now: Time) {
-        let Ok(encoded) = codec::encode(&Up::Evidence(evidence.clone())) else { return self.start_over() };
+        let encoded = codec::encode(&Up::Evidence(evidence.clone()));
+        let (Ok(encoded), Some(facts)) = (encoded, &self.facts) else { return self.start_over() };
         let digest = Digest::of(&[restored.lines()]);
         let ima = offer.ima_offset().map(|from| StatedLines { from, digest });
-        let expected = evidence_statement(&self.id, &offer.nonce, &Digest::of(&[&encoded]), ima.as_ref());
+        let evidence = Digest::of(&[&encoded]);
+        let expected = evidence_statement(&self.id, &offer.nonce, &facts.boot, &evidence, ima.as_ref());
         let repeat = self.repeat(now);
         self.send_state(offer, expected, restored, repeat);
     }

@@ -32,7 +32,7 @@ pub use unpack::{ImaParts, ImaText, Unpack};
 
 use phase::{Gathered, Phase, Proving, Repeat, Retry, Step, Unsubmitted};
 use submission::Another;
-use trust::TrustedAk;
+use trust::{CheckedBoot, TrustedAk};
 
 use super::retry::{Jitter, doubled};
 use super::{Delivery, Time};
@@ -42,7 +42,6 @@ use crate::messages::{
     AkName, Bounded, Digest, Down, Heard, Hello, LaterReason, Nonce, PcrValues, Question, RefusedReason,
     Told, Up,
 };
-use crate::statement::StatedBoot;
 
 /// First wait after Keylime did not answer; doubles.
 const SETBACK_FIRST: Duration = Duration::from_secs(1);
@@ -80,7 +79,7 @@ pub struct Relay {
     trusted: Option<TrustedAk>,
     token: Option<Token>,
     ticket: Option<Bounded<MAX_TICKET>>,
-    stated_boot: Option<StatedBoot>,
+    checked_boot: Option<CheckedBoot>,
     baseline: Option<Standing>,
     passed_ima: Option<ImaState>,
     /// Values of the last quote that was bound: what the device need not send.
@@ -137,7 +136,7 @@ impl Relay {
             trusted: None,
             token: None,
             ticket: None,
-            stated_boot: None,
+            checked_boot: None,
             baseline: None,
             passed_ima: None,
             held: None,
@@ -227,6 +226,9 @@ impl Relay {
         }
         self.gathered = None;
         self.unsubmitted = None;
+        if self.phase.has_submitted() {
+            self.baseline = None;
+        }
         if attesting {
             self.phase = Phase::Idle;
             let wait = self.jitter.upper_half(SETBACK_CAP);
@@ -328,7 +330,7 @@ impl Relay {
         }
         if let Some(unsubmitted) = self.unsubmitted.take() {
             self.submit(unsubmitted, now);
-        } else if self.stated_boot != Some(facts.boot_stated()) {
+        } else if !self.checked_boot.as_ref().is_some_and(|checked| checked.covers(&facts)) {
             self.check_boot(&facts);
         } else if self.baseline.is_none() {
             self.read_status(token, phase::Reading::Baseline);

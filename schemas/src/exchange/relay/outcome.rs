@@ -109,7 +109,8 @@ impl Relay {
                 self.phase = Phase::Settling(settling);
             }
             Some(outcome) => {
-                self.baseline = Some(standing);
+                // judged later, it must not be taken for the next one's: the standing is read anew
+                self.baseline = Some(standing).filter(|_| outcome != Outcome::Unknown);
                 self.concluded(outcome, standing, &settling, now);
             }
         }

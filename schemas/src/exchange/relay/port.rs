@@ -267,7 +267,7 @@ pub struct Restore {
     pub offer: Offer,
     /// What came.
     pub quote: Quote,
-    /// The statement of this boot: what a brief quote leaves out is as there.
+    /// The statement of this boot, checked: a quote has its `resetCount`, and what a brief one leaves out is as there.
     pub boot_statement: Signed,
     /// TPM2B_PUBLIC of the trusted AK.
     pub ak_public: Bounded<MAX_PUBLIC>,
@@ -461,6 +461,8 @@ pub enum Restoring {
     },
     /// What the brief form left out was guessed wrong, or it was changed on the way: the full form is needed.
     Refuted,
+    /// The quote's `resetCount` is not that of the boot's statement.
+    OtherBoot,
     /// The signature does not bind it, or the clock is not safe.
     Unbound(&'static str),
     /// Its IMA lines cannot be unpacked.

@@ -8,10 +8,13 @@ use std::time::Duration;
 use super::attestation::{SPOILED_CAP, SPOILED_FIRST};
 use super::phase::{Phase, Proving, Reading, Retry, Step};
 use super::port::{Command, Facts, Proven, Session, Token, Unavailable};
-use super::trust::TrustedAk;
+use super::trust::{CheckedBoot, TrustedAk};
 use super::{Notice, Relay, SETBACK_CAP, SETBACK_FIRST, Time, doubled};
 use crate::messages::{AkName, LaterReason, Proof, Prove, Question, RefusedReason};
 use crate::statement::boot_statement;
+
+/// Longest wait after a proof that cannot be used, until the verifier's interval is known: half of a short one.
+const UNPROVEN_CAP: Duration = Duration::from_secs(5);
 
 impl Relay {
     pub(super) fn open_session(&mut self, now: Time) {
@@ -130,7 +133,8 @@ impl Relay {
         self.dropped("Proof", why);
         self.spoiled += 1;
         // the verifier has no part in this, so no longer than half the interval: its end is noticed
-        let wait = doubled(SPOILED_FIRST, self.spoiled, SPOILED_CAP.min(self.interval() / 2));
+        let longest = self.interval.map_or(UNPROVEN_CAP, |interval| SPOILED_CAP.min(interval / 2));
+        let wait = doubled(SPOILED_FIRST, self.spoiled, longest);
         self.later(wait, LaterReason::Unusable);
         // asked before that, the device would wait anew
         let repeat = proving.repeat.postponed(now + wait + self.repeat_after());
@@ -154,21 +158,27 @@ impl Relay {
     }
 
     pub(super) fn boot_checked(&mut self, good: bool, now: Time) {
-        match self.facts.as_ref().map(Facts::boot_stated) {
-            Some(boot) if good => {
-                if self.stated_boot.is_none_or(|before| before.boot != boot.boot) {
-                    // lines of another boot's log
-                    self.gathered = None;
-                }
-                self.stated_boot = Some(boot);
-                self.proceed(now);
+        let Some(facts) = &mut self.facts else { return self.start_over() };
+        let before = self.checked_boot.as_ref();
+        if good {
+            if before.is_none_or(|before| before.stated().boot != facts.boot) {
+                // lines of another boot's log, and a standing of before it: Keylime asks for the log from 0 where it has passed the
+                // device meanwhile
+                self.gathered = None;
+                self.baseline = None;
             }
-            _ => {
-                self.dropped("Ready", "the statement of the boot does not verify under the AK");
-                self.facts = None;
-                self.refuse(RefusedReason::Boot);
-            }
+            self.checked_boot = Some(CheckedBoot::of(facts));
+            return self.proceed(now);
         }
+        if let Some(before) = before.filter(|before| before.stated() == facts.boot_stated()) {
+            // the same was stated before, and that was good
+            facts.statement = before.statement().clone();
+            self.dropped("Ready", "the statement of the boot is another than before and does not verify");
+            return self.proceed(now);
+        }
+        self.dropped("Ready", "the statement of the boot does not verify under the AK");
+        self.facts = None;
+        self.refuse(RefusedReason::Boot);
     }
 
     pub(super) fn read_status(&mut self, token: Token, reading: Reading) {

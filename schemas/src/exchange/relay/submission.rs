@@ -137,6 +137,7 @@ impl Relay {
                 self.setback("evidence", Retry::Submit(unsubmitted), unavailable, now);
             }
             Submitted::Unavailable(unavailable) => {
+                self.baseline = None;
                 self.take_back(unsubmitted);
                 self.setback("evidence", Retry::Proceed, unavailable, now);
             }

@@ -1,7 +1,8 @@
 //! What is known of a device's keys and words, and what is not: each a type that only the check makes.
 
-use super::port::OpenedTicket;
-use crate::messages::AkName;
+use super::port::{Facts, OpenedTicket};
+use crate::messages::{AkName, Signed};
+use crate::statement::StatedBoot;
 
 /// The AK of which the verifier said `pass`: in this process, or in the one that sealed the ticket.
 ///
@@ -27,5 +28,39 @@ impl TrustedAk {
     /// Whether it is this one.
     pub(super) fn is(self, ak: AkName) -> bool {
         self.0 == ak
+    }
+}
+
+/// What a device has stated of a boot, with its statement, of which the signature was checked.
+///
+/// Proves: the holder of the AK has said so of that boot, and its TPM counted resets as the statement's clock says.
+///
+/// Does not prove: that the device is in that boot now. A broker may keep a statement of an earlier one, so each quote has to show the
+/// same `resetCount`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct CheckedBoot {
+    stated: StatedBoot,
+    statement: Signed,
+}
+
+impl CheckedBoot {
+    /// What these facts state, once their statement was found good.
+    pub(super) fn of(facts: &Facts) -> Self {
+        Self { stated: facts.boot_stated(), statement: facts.statement.clone() }
+    }
+
+    /// What was stated.
+    pub(super) fn stated(&self) -> StatedBoot {
+        self.stated
+    }
+
+    /// The statement that was checked.
+    pub(super) fn statement(&self) -> &Signed {
+        &self.statement
+    }
+
+    /// Whether these facts need no check any more.
+    pub(super) fn covers(&self, facts: &Facts) -> bool {
+        self.stated == facts.boot_stated() && self.statement == facts.statement
     }
 }
