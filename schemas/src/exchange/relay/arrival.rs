@@ -1,7 +1,7 @@
 //! A device speaks up, or shows up: what it says of its boot, and what it may have missed.
 
+use super::facts::{Facts, OpenedTicket};
 use super::phase::Phase;
-use super::port::{Facts, OpenedTicket};
 use super::trust::CheckedBoot;
 use super::{Relay, Time};
 use crate::messages::{LaterReason, Ready, Unchanged};

@@ -3,11 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::facts::{Facts, Token};
 use super::gather::lines;
+use super::offer::{ImaState, Offer, Restored};
 use super::phase::{Phase, Repeat, Retry, Step, Unsubmitted};
-use super::port::{
-    Command, Facts, ImaState, Offer, Offered, Restore, Restored, Restoring, Token, Unavailable,
-};
+use super::port::{Command, Offered, Restore, Restoring, Unavailable};
 use super::unpack::ImaParts;
 use super::{Delivery, Form, Notice, Relay, Time, doubled, whole_seconds};
 use crate::codec;

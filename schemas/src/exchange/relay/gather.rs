@@ -6,8 +6,9 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use super::offer::Offer;
 use super::phase::{Gather, Gathered, Phase, Repeat, Step};
-use super::port::{Command, Offer};
+use super::port::Command;
 use super::unpack::Unpack;
 use super::{Relay, Time};
 use crate::messages::limits::MAX_UEFI_LOG;

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::port::{Command, Done, OpenedTicket};
+use super::facts::OpenedTicket;
+use super::port::{Command, Done};
 use crate::compact::Reference;
 use crate::exchange::Delivery;
 use crate::messages::{Digest, Down, Up, Verdict};

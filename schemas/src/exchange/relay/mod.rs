@@ -9,8 +9,10 @@
 mod arrival;
 mod attestation;
 mod enrolment;
+mod facts;
 mod gather;
 mod interface;
+mod offer;
 mod outcome;
 mod phase;
 mod port;
@@ -23,10 +25,12 @@ mod unpack;
 use std::collections::VecDeque;
 use std::time::Duration;
 
+pub use facts::{Facts, OpenedTicket, Token};
 pub use interface::{Input, Notice, Output, Report, Settings};
+pub use offer::{ImaState, Offer, Requested, Restored};
 pub use port::{
-    Activated, Command, Done, Facts, ImaState, Offer, Offered, OpenedTicket, Proven, Registered, Requested,
-    Restore, Restored, Restoring, Session, Standing, Status, Submitted, Token, Unavailable,
+    Activated, Command, Done, Offered, Proven, Registered, Restore, Restoring, Session, Standing, Status,
+    Submitted, Unavailable,
 };
 pub use unpack::{ImaParts, ImaText, Unpack};
 

@@ -4,8 +4,9 @@
 
 use std::time::Duration;
 
+use super::offer::{ImaState, Offer};
 use super::phase::{Phase, Reading, Retry, Settling};
-use super::port::{ImaState, Offer, Standing, Status};
+use super::port::{Standing, Status};
 use super::{Delivery, Relay, Report, TIMEOUT_INTERVALS, Time, doubled, whole_seconds};
 use crate::messages::{Accepted, Digest, LaterReason, Outcome, Question, Told, Verdict};
 

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::port::{ImaState, Offer, Restored};
+use super::offer::{ImaState, Offer, Restored};
 use crate::exchange::Time;
 use crate::messages::{Activation, Blob, Digest, Enrol, Evidence, LogKind, Nonce};
 

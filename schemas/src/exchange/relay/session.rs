@@ -6,8 +6,9 @@
 use std::time::Duration;
 
 use super::attestation::{SPOILED_CAP, SPOILED_FIRST};
+use super::facts::{Facts, Token};
 use super::phase::{Phase, Proving, Reading, Retry, Step};
-use super::port::{Command, Facts, Proven, Session, Token, Unavailable};
+use super::port::{Command, Proven, Session, Unavailable};
 use super::trust::{CheckedBoot, TrustedAk};
 use super::{Notice, Relay, SETBACK_CAP, SETBACK_FIRST, Time, doubled};
 use crate::messages::{AkName, LaterReason, Proof, Prove, Question, RefusedReason};

@@ -3,9 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::facts::OpenedTicket;
 use super::gather::lines;
 use super::phase::{Gathered, Phase, Retry, Step, Unsubmitted};
-use super::port::{Command, OpenedTicket, Submitted, Unavailable};
+use super::port::{Command, Submitted, Unavailable};
 use super::{Notice, Relay, Time, doubled};
 
 /// A bridge that takes over looks after a device again at least so often.

@@ -1,6 +1,6 @@
 //! What is known of a device's keys and words, and what is not: each a type that only the check makes.
 
-use super::port::{Facts, OpenedTicket};
+use super::facts::{Facts, OpenedTicket};
 use crate::messages::{AkName, Signed};
 use crate::statement::StatedBoot;
 

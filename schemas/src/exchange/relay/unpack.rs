@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use super::port::ImaState;
+use super::offer::ImaState;
 use crate::compact::{Reference, unpack_ima, unpack_uefi};
 use crate::messages::limits::{MAX_INLINE_IMA, MAX_PART_LINES};
 use crate::messages::{Digest, UefiLog};
