@@ -5,7 +5,7 @@
 //! It proves that the holder of the AK said so; it proves nothing about what is true on the device.
 
 use crate::AgentId;
-use crate::messages::{BootMarker, Digest, Nonce, Ready, UefiLog};
+use crate::messages::{BootMarker, Digest, Nonce, PcrMask, Ready, UefiLog};
 
 const BOOT: &[u8] = b"keylime-mqtt boot statement 1\0";
 /// After the UEFI log's digest: how large the template hashes in the IMA log are.
@@ -27,26 +27,47 @@ pub struct StatedBoot {
     pub uefi: Option<UefiLog>,
     /// Template hashes in the IMA log are SHA-256.
     pub ima_sha256: bool,
+    /// PCRs that the device lets be quoted.
+    pub pcrs: PcrMask,
+    /// Seconds between wakings, of a device that sleeps.
+    pub sleep: Option<u32>,
+    /// The reference file that it has.
+    pub reference: Option<Digest>,
 }
 
 impl From<&Ready> for StatedBoot {
     fn from(ready: &Ready) -> Self {
-        let Ready { boot, boot_time, uefi, ima_sha256, .. } = *ready;
-        Self { boot, boot_time, uefi, ima_sha256 }
+        let Ready { boot, boot_time, uefi, ima_sha256, pcrs, sleep, reference, .. } = *ready;
+        Self { boot, boot_time, uefi, ima_sha256, pcrs, sleep, reference }
     }
 }
 
-/// `H(label, boot marker, boot time as u64 big endian, SHA-256 and size of the UEFI log or zeros, bytes of a template hash as
-/// one byte, agent id)`, the size as u32 big endian.
+/// `H(label, boot marker, boot time, SHA-256 and size of the UEFI log or zeros, bytes of a template hash as one byte, PCRs,
+/// a byte 1 and the seconds of a sleep or zeros, SHA-256 of the reference or zeros, agent id)`; times as u64, all else as u32, big endian.
 ///
 /// It says nothing about when: a statement of an earlier boot is as good. That a quote is of the boot stated shows in its
 /// `resetCount`, which is the statement's, and that what was stated besides is of that boot in [`evidence_statement`].
 pub fn boot_statement(id: &AgentId, stated: &StatedBoot) -> Digest {
-    let StatedBoot { boot, boot_time, uefi, ima_sha256 } = stated;
+    let StatedBoot { boot, boot_time, uefi, ima_sha256, pcrs, sleep, reference } = stated;
     let UefiLog { digest, size } = uefi.unwrap_or(UefiLog { digest: [0; 32].into(), size: 0 });
     let templates = if *ima_sha256 { SHA256_TEMPLATES } else { SHA1_TEMPLATES };
-    let (boot_time, size, id) = (boot_time.to_be_bytes(), size.to_be_bytes(), id.as_str().as_bytes());
-    Digest::of(&[BOOT, boot.as_bytes(), &boot_time, digest.as_bytes(), &size, templates, id])
+    let (boot_time, size) = (boot_time.to_be_bytes(), size.to_be_bytes());
+    let pcrs = u32::from(*pcrs).to_be_bytes();
+    let (sleeps, sleep) = (u8::from(sleep.is_some()), sleep.unwrap_or(0).to_be_bytes());
+    let reference = reference.unwrap_or([0; 32].into());
+    Digest::of(&[
+        BOOT,
+        boot.as_bytes(),
+        &boot_time,
+        digest.as_bytes(),
+        &size,
+        templates,
+        &pcrs,
+        &[sleeps],
+        &sleep,
+        reference.as_bytes(),
+        id.as_str().as_bytes(),
+    ])
 }
 
 /// The IMA lines that a device states to belong to its evidence.
@@ -91,7 +112,15 @@ mod tests {
         let (nonce, other_nonce) = (Nonce::from([1; 16]), Nonce::from([2; 16]));
         let log = UefiLog { digest, size: 1 };
         let (boot, other_boot) = (BootMarker::from([1; 16]), BootMarker::from([2; 16]));
-        let stated = StatedBoot { boot, boot_time: 1, uefi: None, ima_sha256: false };
+        let stated = StatedBoot {
+            boot,
+            boot_time: 1,
+            uefi: None,
+            ima_sha256: false,
+            pcrs: PcrMask::ALL,
+            sleep: None,
+            reference: None,
+        };
         let lines = StatedLines { from: 0, digest: Digest::of(&[]) };
         let all = [
             evidence_statement(&id, &nonce, &boot, &digest, None),
@@ -109,6 +138,10 @@ mod tests {
             boot_statement(&id, &StatedBoot { uefi: Some(log), ..stated }),
             boot_statement(&id, &StatedBoot { uefi: Some(UefiLog { size: 2, ..log }), ..stated }),
             boot_statement(&id, &StatedBoot { ima_sha256: true, ..stated }),
+            boot_statement(&id, &StatedBoot { pcrs: PcrMask::default(), ..stated }),
+            boot_statement(&id, &StatedBoot { sleep: Some(0), ..stated }),
+            boot_statement(&id, &StatedBoot { sleep: Some(1), ..stated }),
+            boot_statement(&id, &StatedBoot { reference: Some(digest), ..stated }),
         ];
         let distinct: std::collections::BTreeSet<_> = all.iter().collect();
         assert_eq!(distinct.len(), all.len());

@@ -66,7 +66,10 @@ impl Device {
         };
         self.read_ima()?;
         let ima_sha256 = self.ima.as_ref().map_or(Ok(false), ImaLog::has_sha256_templates)?;
-        let stated = StatedBoot { boot: boot.marker, boot_time: boot.time, uefi, ima_sha256 };
+        let reference = self.reference.as_ref().map(Reference::digest);
+        let (pcrs, sleep) = (self.pcrs, self.sleep);
+        let stated =
+            StatedBoot { boot: boot.marker, boot_time: boot.time, uefi, ima_sha256, pcrs, sleep, reference };
         let statement = boot_statement(&self.id, &stated);
         let quoted = self.tpm.quote(statement.as_bytes().to_vec(), 0).await?;
         if self.boot.marker(quoted.clock.reset_count)? != marker {

@@ -149,7 +149,9 @@ impl Gateway {
         let uefi =
             self.uefi.as_ref().map(|log| UefiLog { digest: Digest::of(&[log]), size: log.len() as u32 });
         let ima_sha256 = self.lines().first().is_some_and(|line| has_sha256_templates(line));
-        let stated = StatedBoot { boot: Self::boot(), boot_time: BOOT_TIME, uefi, ima_sha256 };
+        let reference = self.reference.as_ref().map(|reference| reference.digest());
+        let (boot, boot_time, pcrs, sleep) = (Self::boot(), BOOT_TIME, PcrMask::ALL, None);
+        let stated = StatedBoot { boot, boot_time, uefi, ima_sha256, pcrs, sleep, reference };
         let said = boot_statement(&self.device.id, &stated);
         let quote = Quote { nonce: said.as_bytes(), mask: 0, digest: &[], safe: 1, kind: 0x8018 };
         Ready {
@@ -162,7 +164,7 @@ impl Gateway {
             uefi,
             ticket: None,
             sleep: None,
-            reference: self.reference.as_ref().map(|reference| reference.digest()),
+            reference,
             ima_sha256,
         }
     }

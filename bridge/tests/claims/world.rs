@@ -242,7 +242,9 @@ impl Device {
 
     pub fn ready(&self) -> Up {
         let boot = BootMarker::from([7; 16]);
-        let stated = StatedBoot { boot, boot_time: 1_795_000_000, uefi: None, ima_sha256: false };
+        let (pcrs, sleep, reference) = (PcrMask::ALL, None, None);
+        let boot_time = 1_795_000_000;
+        let stated = StatedBoot { boot, boot_time, uefi: None, ima_sha256: false, pcrs, sleep, reference };
         let said = boot_statement(&self.id, &stated);
         let quote = Quote { nonce: said.as_bytes(), mask: 0, digest: &[], safe: 1, kind: 0x8018 };
         Up::Ready(Ready {

@@ -222,7 +222,8 @@ impl Device {
         let (boot, boot_time) = (self.marker(), self.boot * 1000);
         let uefi =
             self.uefi.as_ref().map(|log| UefiLog { digest: Digest::of(&[log]), size: log.len() as u32 });
-        let stated = StatedBoot { boot, boot_time, uefi, ima_sha256: false };
+        let (pcrs, sleep, reference) = (PcrMask::ALL, self.sleep, self.reference);
+        let stated = StatedBoot { boot, boot_time, uefi, ima_sha256: false, pcrs, sleep, reference };
         let expected = boot_statement(&self.id, &stated);
         let statement = match &self.stated {
             Some((stated, signed)) if *stated == expected => signed.clone(),

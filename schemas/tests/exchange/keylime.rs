@@ -22,6 +22,7 @@ use super::device::{self, BOOT, FIRMWARE_PCR, Proof, chained};
 pub(crate) const INTERVAL: Duration = Duration::from_secs(10);
 /// PCR 0 to 2 and 10.
 pub(crate) const QUOTED: u32 = 0x0407;
+const TIMEOUT: Duration = Duration::from_secs(5 * INTERVAL.as_secs());
 const CHALLENGE_LIFETIME: Duration = Duration::from_secs(1800);
 const SESSION_NONCE: Duration = Duration::from_secs(60);
 
@@ -190,7 +191,13 @@ impl Keylime {
         if !self.accepts(token, now) {
             return Status::TokenRejected;
         }
-        self.enrolled.as_ref().map_or(Status::Gone, |enrolled| Status::Standing(enrolled.standing))
+        let Some(enrolled) = &self.enrolled else { return Status::Gone };
+        let overdue = enrolled.last_evidence.is_some_and(|at| now > at + TIMEOUT);
+        let verdict = match enrolled.standing.verdict {
+            Verdict::Pass if overdue => Verdict::Timeout,
+            verdict => verdict,
+        };
+        Status::Standing(Standing { verdict, ..enrolled.standing })
     }
 
     pub(crate) fn offered(&mut self, token: &Token, facts: &Facts, now: Time) -> Offered {

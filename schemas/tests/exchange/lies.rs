@@ -9,7 +9,7 @@ use keylime_mqtt_schemas::exchange::relay::{Command, Done, Output, Registered};
 use keylime_mqtt_schemas::messages::limits::MAX_INLINE_IMA;
 use keylime_mqtt_schemas::messages::{
     Blob, BootTag, Brief, Enrol, Evidence, LogKind, PcrMask, PcrValues, Proof, Question, Quote, Ready,
-    Signed, Statement, Up, Verdict,
+    Signed, Statement, Unchanged, Up, Verdict,
 };
 
 use super::device::{Device, dense_log};
@@ -227,6 +227,40 @@ fn no_lie_in_a_question_has_a_device_state_what_would_fail_it() {
             assert_ends_well(world, name);
         }
     }
+}
+
+/// What is taken up of a log that does not exist must not be asked for ever after.
+#[test]
+fn invented_lines_of_a_log_keep_a_device_out_no_longer_than_they_are_told() {
+    let mut world =
+        World::new(Device::new("device-1", 1), Policy { ima: true, uefi: false }, BTreeMap::new());
+    world.device.grow(20);
+    assert!(world.run_until(Duration::from_secs(300), |world| world.passes() == 2));
+    world.on_the_way_up = Some(|up| match up {
+        Up::Ready(ready) => {
+            vec![Up::Ready(Ready { ima_entries: ready.ima_entries.map(|lines| lines + 1000), ..ready })]
+        }
+        Up::Unchanged(unchanged) => {
+            let ima_entries = unchanged.ima_entries.map(|lines| lines + 1000);
+            vec![Up::Unchanged(Unchanged { ima_entries, ..unchanged })]
+        }
+        Up::Blob(blob) => {
+            let part = pack_ima(&b"\n".repeat(1000), None).try_into().unwrap();
+            vec![Up::Blob(Blob { part, ..blob })]
+        }
+        Up::Evidence(_) => Vec::new(),
+        other => vec![other],
+    });
+    world.restart_bridge();
+    world.restart_agent();
+    let limit = world.now + Duration::from_secs(100);
+    world.run_until(limit, |_| false);
+    assert!(world.asked_device.iter().any(|(question, _)| matches!(question, Question::Need(_))));
+    world.on_the_way_up = None;
+    let since = world.now;
+    // the device speaks up by itself
+    assert!(world.run_until(since + Duration::from_secs(120), |world| world.passes_since(since) > 0));
+    assert!(!world.verdicts().contains(&Verdict::Fail));
 }
 
 /// The device of [`honest`] in its first boot.

@@ -26,6 +26,9 @@ use crate::topics::Via;
 const MAX_QUEUED: usize = 4;
 /// Silence that means trouble before any bridge has stated its own.
 const DEFAULT_SILENCE: Duration = Duration::from_secs(120);
+/// What a part of a log has, about.
+const PART_BYTES: usize = 15 * 1024;
+const TOO_MUCH: &str = "more of a log was asked for than this device sends";
 /// A device asks no oftener than this whatever it is told.
 const LEAST_WAIT: Duration = Duration::from_millis(500);
 
@@ -242,14 +245,10 @@ impl Attester {
             (Work::Collect(challenge), Done::Collected { evidence, ima_end }) => {
                 let delivery = if challenge.full { Delivery::Assured } else { Delivery::Lean };
                 self.offered.ima = self.offered.ima.max(ima_end);
-                self.send(Up::Evidence(evidence.clone()), via, delivery);
+                self.send_evidence(evidence.clone(), via, delivery, now);
                 self.answered = Some(Answered { challenge, evidence, ima_end });
             }
             (Work::Read(need), Done::Read { blob, next }) => {
-                if !self.parts.take(now) {
-                    self.report(Report::Ignored("more of a log was asked for than this device sends"));
-                    return;
-                }
                 if blob.log == LogKind::Ima {
                     self.offered.ima = self.offered.ima.max(Some(next));
                 }
@@ -258,7 +257,7 @@ impl Attester {
                 let upto = blob.total.map_or(need.upto, |total| need.upto.min(total.into()));
                 self.send(Up::Blob(blob), via.clone(), Delivery::Assured);
                 if step > 0 && next < upto {
-                    self.enqueue(Work::Read(Need { offset: next, ..need }), via, None);
+                    self.read(Need { offset: next, ..need }, via, now);
                 }
             }
             (Work::State { .. }, Done::Stated(statement)) => {
@@ -280,6 +279,25 @@ impl Attester {
     }
 
     /// Says how this boot is, in a few bytes where a bridge has acted on the same before.
+    /// Before anything is read: a log takes time to be read from the middle, too.
+    fn read(&mut self, need: Need, via: Option<Via>, now: Time) {
+        if self.parts.take(now) {
+            self.enqueue(Work::Read(need), via, None);
+        } else {
+            self.report(Report::Ignored(TOO_MUCH));
+        }
+    }
+
+    /// Lines that come with a quote are as dear as parts, where they are as many.
+    fn send_evidence(&mut self, evidence: Evidence, via: Option<Via>, delivery: Delivery, now: Time) {
+        let parts = evidence.ima.as_ref().map_or(0, |ima| ima.packed.as_slice().len() / PART_BYTES);
+        if (0..parts).all(|_| self.parts.take(now)) {
+            self.send(Up::Evidence(evidence), via, delivery);
+        } else {
+            self.report(Report::Ignored(TOO_MUCH));
+        }
+    }
+
     fn describe(&mut self, ready: Ready) {
         let tag = ready.tag();
         let first = matches!(self.stance, Stance::Introduced { attempt: 1, .. });

@@ -57,7 +57,7 @@ impl Attester {
                     return;
                 }
                 self.engage(DEFAULT_SILENCE, now);
-                self.enqueue(Work::Read(need), via, None);
+                self.read(need, via, now);
             }
             Question::Need(_) => self.introduce_for_this_boot(now),
             Question::State(state) => self.asked_to_state(state, via, now),
@@ -84,9 +84,6 @@ impl Attester {
     }
 
     fn challenged(&mut self, challenge: Challenge, via: Option<Via>, now: Time) {
-        if let Some(ticket) = challenge.ticket.clone() {
-            self.report(Report::Ticket(ticket));
-        }
         if !self.is_this_boot(challenge.boot) {
             self.introduce_for_this_boot(now);
             return;
@@ -97,6 +94,9 @@ impl Attester {
         if !self.offered.pcrs.covers(challenge.pcrs) || !lines {
             self.report(Report::Ignored("PCRs or a log were asked for that this device does not offer"));
             return;
+        }
+        if let Some(ticket) = challenge.ticket.clone() {
+            self.report(Report::Ticket(ticket));
         }
         self.not_enrolled_since = None;
         self.known = self.said;
@@ -109,9 +109,8 @@ impl Attester {
                 && (answered.challenge.full || !challenge.full)
         };
         if let Some(answered) = self.answered.as_ref().filter(repeated) {
-            let evidence = Up::Evidence(answered.evidence.clone());
-            self.send(evidence, via, Delivery::Assured);
-            return;
+            let evidence = answered.evidence.clone();
+            return self.send_evidence(evidence, via, Delivery::Assured, now);
         }
         // a newer challenge has made the older one useless
         self.queue.retain(|job| !matches!(job.work, Work::Collect(_)));

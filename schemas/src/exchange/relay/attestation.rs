@@ -29,6 +29,8 @@ pub(super) const SPOILED_CAP: Duration = Duration::from_secs(60);
 const LEAST_SILENCE: Duration = Duration::from_secs(30);
 /// What a device may ask to wait before it answers.
 const LONGEST_NOT_YET: Duration = Duration::from_secs(600);
+/// Up to this it is believed even where the interval is shorter.
+const LEAST_NOT_YET: Duration = Duration::from_secs(10);
 
 impl Relay {
     pub(super) fn offer(&mut self, token: Token, facts: Facts, now: Time) {
@@ -53,6 +55,8 @@ impl Relay {
             Offered::NotEnrolled => self.not_enrolled(),
             Offered::Early(wait) => {
                 let wait = wait.max(LEAST_EARLY);
+                // what was read may be of before the last success
+                self.baseline = None;
                 if self.owes {
                     self.accepted(wait);
                 }
@@ -99,8 +103,9 @@ impl Relay {
     }
 
     pub(super) fn ask_again(&mut self, offer: Offer, repeat: Repeat, told: bool, now: Time) {
-        match repeat.again() {
+        match repeat.again(self.longest_repeat()) {
             Some(repeat) => self.challenge(offer, repeat, now),
+            None if self.keeps_going() => self.gather_ima_or_ask(offer, now),
             None => self.phase = Phase::AwaitEvidence { offer, repeat: repeat.spent(), told },
         }
     }
@@ -220,7 +225,7 @@ impl Relay {
             Restoring::Explained { restored, pcrs, ima } => {
                 self.held = Some(pcrs);
                 self.form = Form::Brief;
-                self.submit(Unsubmitted { offer, restored, ima }, now);
+                self.submit(Unsubmitted { offer, restored, ima, before: None }, now);
             }
             Restoring::Unexplained { restored, pcrs, what } => {
                 self.held = Some(pcrs);
@@ -292,8 +297,10 @@ impl Relay {
         repeat: Repeat,
         now: Time,
     ) {
-        match repeat.again() {
+        match repeat.again(self.longest_repeat()) {
             Some(repeat) => self.send_state(offer, evidence, restored, repeat.at(now)),
+            // it may not keep that evidence any more
+            None if self.keeps_going() => self.gather_ima_or_ask(offer, now),
             None => self.phase = Phase::AwaitStatement { offer, evidence, restored, repeat: repeat.spent() },
         }
     }
@@ -330,7 +337,7 @@ impl Relay {
                 .ima_offset()
                 .zip(pcr10)
                 .map(|(from, pcr10)| ImaState { entries: from + lines, pcr10: Digest::from(pcr10) });
-            self.submit(Unsubmitted { offer, restored, ima }, now);
+            self.submit(Unsubmitted { offer, restored, ima, before: None }, now);
         } else {
             // what was gathered before the quote may be what was changed
             self.gathered = None;
@@ -339,7 +346,9 @@ impl Relay {
     }
 
     pub(super) fn not_yet(&mut self, not_yet: NotYet, now: Time) {
-        let wait = Duration::from_secs(u64::from(not_yet.seconds)).clamp(CONFLICT_WAIT, LONGEST_NOT_YET);
+        // no longer than an interval: it is not signed
+        let longest = LONGEST_NOT_YET.min(self.interval().max(LEAST_NOT_YET));
+        let wait = Duration::from_secs(u64::from(not_yet.seconds)).clamp(CONFLICT_WAIT, longest);
         // with the patience of a first question, however often it was put off before
         let postponed = self.repeat(now).postponed(now + wait);
         match &mut self.phase {

@@ -91,7 +91,7 @@ impl Facts {
 
     /// What [`Self::statement`] is about.
     pub(super) fn boot_stated(&self) -> StatedBoot {
-        let Self { boot, boot_time, uefi, ima_sha256, .. } = *self;
-        StatedBoot { boot, boot_time, uefi, ima_sha256 }
+        let Self { boot, boot_time, uefi, ima_sha256, pcrs, sleep, reference, .. } = *self;
+        StatedBoot { boot, boot_time, uefi, ima_sha256, pcrs, sleep, reference }
     }
 }

@@ -44,7 +44,13 @@ impl Relay {
 
     pub(super) fn gather_ima_or_ask(&mut self, offer: Offer, now: Time) {
         let Some(from) = offer.ima_offset() else { return self.ask(offer, now) };
-        if self.gathered.as_ref().is_none_or(|gathered| gathered.from != from) {
+        // lines beyond the log's end are nobody's
+        let known = self.ima_known();
+        if self
+            .gathered
+            .as_ref()
+            .is_none_or(|gathered| gathered.from != from || gathered.next > known.max(from))
+        {
             self.gathered = Some(Gathered { from, next: from, lines: Arc::default() });
         }
         let next = self.gathered.as_ref().map_or(from, |gathered| gathered.next);
@@ -78,8 +84,9 @@ impl Relay {
             self.proceed(now);
             return;
         }
-        match gather.repeat.again() {
+        match gather.repeat.again(self.longest_repeat()) {
             Some(repeat) => self.need(gather, repeat.at(now)),
+            None if self.keeps_going() => self.ask_for_part(gather, now),
             None => self.phase = Phase::Gather(Gather { repeat: gather.repeat.spent(), ..gather }),
         }
     }
@@ -227,6 +234,7 @@ impl Relay {
         }
         if gathered.lines.len() + part.len() > MAX_HELD_IMA {
             self.dropped("Blob", "more of an IMA log than a bridge holds");
+            self.gathered = None;
             return self.refuse(RefusedReason::Offer);
         }
         Arc::make_mut(&mut gathered.lines).extend_from_slice(part);

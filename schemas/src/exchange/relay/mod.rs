@@ -61,6 +61,8 @@ const LEAST_BETWEEN_REGISTRATIONS: Duration = Duration::from_secs(5);
 const ANSWER_TIMES: u32 = 2;
 /// Longer than this an answer was not on its way.
 const LONGEST_ANSWER: Duration = Duration::from_secs(60);
+/// Messages that wait while the standing of an overdue device is read, some milliseconds.
+const MOST_UNHEARD: usize = 4;
 /// The interval to reckon with until the verifier has named its own: Keylime's agents use it as default.
 const ASSUMED_INTERVAL: Duration = Duration::from_secs(60);
 
@@ -84,6 +86,10 @@ pub struct Relay {
     token: Option<Token>,
     ticket: Option<Bounded<MAX_TICKET>>,
     checked_boot: Option<CheckedBoot>,
+    /// What the device had said when it passed last, until it is overdue.
+    good: Option<Facts>,
+    /// How often Keylime was found to think better of an overdue device.
+    overdue_reads: u32,
     baseline: Option<Standing>,
     passed_ima: Option<ImaState>,
     /// Values of the last quote that was bound: what the device need not send.
@@ -107,6 +113,8 @@ pub struct Relay {
     /// When an attestation was opened for which no evidence was taken.
     offered_at: Option<Time>,
     another: Another,
+    /// What came while the standing of an overdue device was read.
+    unheard: VecDeque<(Up, Option<OpenedTicket>)>,
     /// A `Ready` that came while a command was under way.
     pending: Option<Facts>,
     /// How the device stands, for who asks with `Hello`.
@@ -141,6 +149,8 @@ impl Relay {
             token: None,
             ticket: None,
             checked_boot: None,
+            good: None,
+            overdue_reads: 0,
             baseline: None,
             passed_ima: None,
             held: None,
@@ -156,6 +166,7 @@ impl Relay {
             answers_take: Duration::ZERO,
             offered_at: None,
             another: Another::default(),
+            unheard: VecDeque::new(),
             pending: None,
             told: None,
             owes: false,
@@ -175,9 +186,20 @@ impl Relay {
     /// Takes what happened.
     pub fn handle(&mut self, input: Input, now: Time) {
         match input {
+            Input::Received(message, ticket) if self.is_reading_overdue() => {
+                // what is asked meanwhile is not about the question that is open
+                if self.unheard.len() < MOST_UNHEARD {
+                    self.unheard.push_back((message, ticket));
+                }
+            }
             Input::Received(message, ticket) => self.received(message, ticket, now),
             Input::Present => self.present(now),
             Input::Done(done) => self.done(done, now),
+        }
+        while !matches!(self.phase, Phase::Busy(_))
+            && let Some((message, ticket)) = self.unheard.pop_front()
+        {
+            self.received(message, ticket, now);
         }
         if !matches!(self.phase, Phase::Busy(_))
             && let Some(facts) = self.pending.take()
@@ -185,6 +207,7 @@ impl Relay {
             self.ready(facts, now);
         }
         self.parts_ahead(now);
+        self.keep_going(now);
     }
 
     /// The next thing to do, if any.
@@ -205,6 +228,23 @@ impl Relay {
         if self.phase.due(self.sleeps()).is_some_and(|at| at <= now) {
             self.phase_due(now);
         }
+        self.keep_going(now);
+    }
+
+    /// A device that passed lately is asked again without its word, from what it had said then: whoever made the bridge wait for it may be
+    /// somebody else, and have told the device to be silent.
+    fn keep_going(&mut self, now: Time) {
+        if matches!(self.phase, Phase::Idle) && self.keeps_going() {
+            self.phase = Phase::Doubting { due: now + self.repeat_after().max(self.interval() / 2) };
+        }
+    }
+
+    fn is_reading_overdue(&self) -> bool {
+        matches!(self.phase, Phase::Busy(Step::Reading(phase::Reading::Overdue(_))))
+    }
+
+    fn keeps_going(&self) -> bool {
+        self.good.is_some() && !self.sleeps()
     }
 
     /// Bytes of logs held for this device, for the shell's bound over all devices.
@@ -349,19 +389,21 @@ impl Relay {
 
     fn phase_due(&mut self, now: Time) {
         match std::mem::take(&mut self.phase) {
-            Phase::AwaitActivation { blob, repeat, enrol } => match repeat.again() {
+            Phase::AwaitActivation { blob, repeat, enrol } => match repeat.again(self.longest_repeat()) {
                 Some(repeat) => self.resend_credential(enrol, blob, repeat, now),
                 None => self.phase = Phase::Idle,
             },
-            Phase::AwaitProof(proving) => match proving.repeat.again().filter(|_| proving.until > now) {
-                Some(repeat) => self.ask_for_proof(Proving { repeat, ..proving }, now),
-                // the session may still be proven, as long as its nonce is good
-                None if proving.until > now => {
-                    let repeat = proving.repeat.spent();
-                    self.phase = Phase::AwaitProof(Proving { repeat, ..proving });
+            Phase::AwaitProof(proving) => {
+                match proving.repeat.again(self.longest_repeat()).filter(|_| proving.until > now) {
+                    Some(repeat) => self.ask_for_proof(Proving { repeat, ..proving }, now),
+                    // the session may still be proven, as long as its nonce is good
+                    None if proving.until > now && !self.keeps_going() => {
+                        let repeat = proving.repeat.spent();
+                        self.phase = Phase::AwaitProof(Proving { repeat, ..proving });
+                    }
+                    None => self.phase = Phase::Idle,
                 }
-                None => self.phase = Phase::Idle,
-            },
+            }
             Phase::AwaitEvidence { offer, told, .. } if offer.expires_at <= now => {
                 if told {
                     self.proceed(now);
@@ -376,6 +418,10 @@ impl Relay {
             Phase::Greeting { .. } => self.start_over(),
             Phase::Settling(settling) => self.read_outcome(settling),
             Phase::Resting { .. } => self.proceed(now),
+            Phase::Doubting { .. } => {
+                self.facts = self.good.clone();
+                self.proceed(now);
+            }
             Phase::Held { .. } => self.check_hold(now),
             Phase::Setback { retry, .. } => self.retry(*retry, now),
             other @ (Phase::Idle | Phase::Busy(_)) => self.phase = other,
@@ -416,6 +462,7 @@ impl Relay {
     /// What belonged to the verifier's record of the device, which is gone or new.
     fn forget_attestations(&mut self) {
         self.baseline = None;
+        self.good = None;
         self.passed_ima = None;
         self.held = None;
         self.gathered = None;
@@ -451,6 +498,11 @@ impl Relay {
     fn repeat_after(&self) -> Duration {
         let slow = (self.answers_take * ANSWER_TIMES).min(self.interval() / 2);
         self.settings.repeat_after.max(slow)
+    }
+
+    /// Of a device that passed lately not even the repeats are further apart than its attestations.
+    fn longest_repeat(&self) -> Duration {
+        if self.keeps_going() { self.interval() } else { Duration::MAX }
     }
 
     fn command(&mut self, step: Step, command: Command) {

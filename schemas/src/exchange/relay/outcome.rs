@@ -23,14 +23,22 @@ const LEAST_SETTLING: Duration = Duration::from_secs(5);
 const OLD_FAIL: Duration = Duration::from_secs(1);
 /// When an outcome is awaited while the device becomes overdue.
 const OVERDUE_AGAIN: Duration = Duration::from_secs(1);
+/// A verifier that goes on saying PASS of an overdue device is believed for so many intervals.
+const OVERDUE_READS: u32 = 5;
 /// First wait of a device held after a reboot; doubles.
 const HOLD_FIRST: Duration = Duration::from_secs(5);
 
 impl Relay {
-    pub(super) fn settle(&mut self, offer: Offer, ima: Option<ImaState>, now: Time) {
+    pub(super) fn settle(
+        &mut self,
+        offer: Offer,
+        ima: Option<ImaState>,
+        before: Option<Standing>,
+        now: Time,
+    ) {
         self.gathered = None;
-        self.phase =
-            Phase::Settling(Settling { offer, ima, submitted_at: now, next_at: now + FIRST_READ, reads: 0 });
+        let (submitted_at, next_at) = (now, now + FIRST_READ);
+        self.phase = Phase::Settling(Settling { offer, ima, before, submitted_at, next_at, reads: 0 });
     }
 
     pub(super) fn read_outcome(&mut self, settling: Settling) {
@@ -88,12 +96,8 @@ impl Relay {
     }
 
     fn judged(&mut self, standing: Standing, settling: Settling, now: Time) {
-        let before = self.baseline.unwrap_or(Standing {
-            verdict: Verdict::Pending,
-            attestation_count: 0,
-            last_success: 0,
-            interval: None,
-        });
+        // without it a success of before could be taken for this one's
+        let Some(before) = settling.before else { return self.unread(&settling) };
         let waited = now.saturating_sub(settling.submitted_at);
         let advanced = standing.is_beyond(before);
         let outcome = match standing.verdict {
@@ -132,10 +136,13 @@ impl Relay {
         if outcome == Outcome::Pass {
             self.fails = 0;
             self.hold = 0;
+            self.overdue_reads = 0;
+            self.good = self.facts.clone();
             self.passed_ima = settling.ima;
             self.timeout_at = Some(now + valid_for);
         } else {
             self.fails += u32::from(outcome == Outcome::Fail);
+            self.good = self.good.take().filter(|_| outcome != Outcome::Fail);
             self.passed_ima = None;
             self.timeout_at = None;
         }
@@ -180,6 +187,13 @@ impl Relay {
                     self.yield_to_another(Duration::ZERO, now);
                 }
             }
+            // it has seen a success that was not read here, or will say so itself
+            Status::Standing(standing)
+                if standing.verdict == Verdict::Pass && self.overdue_reads < OVERDUE_READS =>
+            {
+                self.overdue_reads += 1;
+                self.timeout_at = Some(now + self.interval());
+            }
             Status::Gone => self.not_enrolled(),
             Status::Standing(_) | Status::TokenRejected | Status::Unavailable(_) => self.timed_out(),
         }
@@ -187,6 +201,7 @@ impl Relay {
 
     fn timed_out(&mut self) {
         self.timeout_at = None;
+        self.good = None;
         self.report(Verdict::Timeout, Some("no attestation within five intervals".to_owned()));
     }
 
@@ -223,6 +238,7 @@ impl Relay {
         let wait = doubled(HOLD_FIRST, self.hold, cap);
         // that it is held says more than that it has not attested
         self.timeout_at = None;
+        self.good = None;
         if self.hold == 0 || self.owes {
             let failed = self.baseline.is_some_and(|standing| standing.verdict == Verdict::Fail);
             let verdict = if failed { Verdict::Fail } else { Verdict::Unknown };

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::offer::{ImaState, Offer, Restored};
+use super::port::Standing;
 use crate::exchange::Time;
 use crate::messages::{Activation, Blob, Digest, Enrol, Evidence, LogKind, Nonce};
 
@@ -25,11 +26,11 @@ impl Repeat {
         Self { asked_at: Some(now), sent_at: now, next_at: Some(now + wait), wait, left }
     }
 
-    /// The state after one more repeat; nothing when there were enough.
-    pub(super) fn again(self) -> Option<Self> {
+    /// The state after one more repeat, of which the next is no further than `most`; nothing when there were enough.
+    pub(super) fn again(self, most: Duration) -> Option<Self> {
         let sent_at = self.next_at?;
         let left = self.left.checked_sub(1)?;
-        let wait = self.wait.saturating_mul(2);
+        let wait = self.wait.saturating_mul(2).min(most);
         Some(Self { sent_at, next_at: Some(sent_at.saturating_add(wait)), wait, left, ..self })
     }
 
@@ -91,6 +92,8 @@ impl Gather {
 pub(super) struct Settling {
     pub(super) offer: Offer,
     pub(super) ima: Option<ImaState>,
+    /// The standing before it was submitted.
+    pub(super) before: Option<Standing>,
     pub(super) submitted_at: Time,
     pub(super) next_at: Time,
     pub(super) reads: u32,
@@ -102,6 +105,8 @@ pub(super) struct Unsubmitted {
     pub(super) offer: Offer,
     pub(super) restored: Arc<Restored>,
     pub(super) ima: Option<ImaState>,
+    /// The standing before it was submitted first: a later one may have its success in it.
+    pub(super) before: Option<Standing>,
 }
 
 /// What is read from the verifier's status, and what for.
@@ -193,6 +198,10 @@ pub(super) enum Phase {
         retry_at: Time,
         retry: Box<Retry>,
     },
+    /// As `Idle`, for a device that passed lately: what led here may not have been its own word.
+    Doubting {
+        due: Time,
+    },
 }
 
 impl Phase {
@@ -211,6 +220,7 @@ impl Phase {
             | Self::Greeting { at }
             | Self::Resting { due: at }
             | Self::Held { check_at: at }
+            | Self::Doubting { due: at }
             | Self::Setback { retry_at: at, .. } => Some(*at),
         }
     }

@@ -167,6 +167,7 @@ impl Relay {
                 // device meanwhile
                 self.gathered = None;
                 self.baseline = None;
+                self.good = None;
             }
             self.checked_boot = Some(CheckedBoot::of(facts));
             return self.proceed(now);

@@ -83,7 +83,9 @@ impl Another {
 }
 
 impl Relay {
-    pub(super) fn submit(&mut self, unsubmitted: Unsubmitted, now: Time) {
+    pub(super) fn submit(&mut self, mut unsubmitted: Unsubmitted, now: Time) {
+        // whatever becomes of it, the standing is read anew before the next one
+        unsubmitted.before = unsubmitted.before.or(self.baseline.take());
         // its lines are in what was restored
         self.gathered = None;
         let Some(token) = self.token.clone() else {
@@ -138,7 +140,6 @@ impl Relay {
                 self.setback("evidence", Retry::Submit(unsubmitted), unavailable, now);
             }
             Submitted::Unavailable(unavailable) => {
-                self.baseline = None;
                 self.take_back(unsubmitted);
                 self.setback("evidence", Retry::Proceed, unavailable, now);
             }
@@ -147,8 +148,11 @@ impl Relay {
 
     /// Evidence that is of no use any more: its lines, where they explained the quote, need not travel again.
     pub(super) fn take_back(&mut self, unsubmitted: Unsubmitted) {
-        let Unsubmitted { offer, restored, ima } = unsubmitted;
+        let Unsubmitted { offer, restored, ima, .. } = unsubmitted;
         if let (Some(from), Some(end), Some(lines)) = (offer.ima_offset(), ima, &restored.ima) {
+            if let Some(facts) = &mut self.facts {
+                facts.ima_entries = facts.ima_entries.max(Some(end.entries));
+            }
             self.gathered = Some(Gathered { from, next: end.entries, lines: Arc::clone(lines) });
         }
     }
@@ -162,6 +166,7 @@ impl Relay {
         }
         self.timeout_at = None;
         self.baseline = None;
+        self.good = None;
         self.gathered = None;
         let wait = self.jitter.upper_half(doubled(self.interval(), self.another.times, YIELD_CAP));
         self.phase = Phase::Resting { due: now + wait.max(least) };
@@ -174,11 +179,11 @@ impl Relay {
         self.fresh_token = false;
         self.offered_at = None;
         self.another.is_not_here();
-        let Unsubmitted { offer, restored, ima } = unsubmitted;
+        let Unsubmitted { offer, restored, ima, before } = unsubmitted;
         if let (Some(facts), Some(from)) = (&mut self.facts, offer.ima_offset()) {
             let known = from + lines(restored.lines());
             facts.ima_entries = facts.ima_entries.max(Some(known));
         }
-        self.settle(offer, ima, now);
+        self.settle(offer, ima, before, now);
     }
 }
