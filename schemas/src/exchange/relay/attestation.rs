@@ -55,8 +55,8 @@ impl Relay {
             Offered::NotEnrolled => self.not_enrolled(),
             Offered::Early(wait) => {
                 let wait = wait.max(LEAST_EARLY);
-                // what was read may be of before the last success
-                self.baseline = None;
+                // what was read may be of before the last success: good enough to tell the device, until it is read anew
+                self.stood = self.baseline.take().or(self.stood);
                 if self.owes {
                     self.accepted(wait);
                 }

@@ -91,6 +91,8 @@ pub struct Relay {
     /// How often Keylime was found to think better of an overdue device.
     overdue_reads: u32,
     baseline: Option<Standing>,
+    /// The standing before, to tell the device while it is not read anew.
+    stood: Option<Standing>,
     passed_ima: Option<ImaState>,
     /// Values of the last quote that was bound: what the device need not send.
     held: Option<PcrValues>,
@@ -152,6 +154,7 @@ impl Relay {
             good: None,
             overdue_reads: 0,
             baseline: None,
+            stood: None,
             passed_ima: None,
             held: None,
             asked: None,
@@ -462,6 +465,7 @@ impl Relay {
     /// What belonged to the verifier's record of the device, which is gone or new.
     fn forget_attestations(&mut self) {
         self.baseline = None;
+        self.stood = None;
         self.good = None;
         self.passed_ima = None;
         self.held = None;

@@ -223,7 +223,7 @@ impl Relay {
 
     /// Tells a device that it has nothing to do for a while.
     pub(super) fn accepted(&mut self, wait: Duration) {
-        let outcome = match self.baseline.map(|standing| standing.verdict) {
+        let outcome = match self.baseline.or(self.stood).map(|standing| standing.verdict) {
             Some(Verdict::Pass) => Outcome::Pass,
             Some(Verdict::Fail) => Outcome::Fail,
             _ => Outcome::Unknown,
