@@ -85,7 +85,7 @@ pub struct VerifierSettings {
     /// The verifier's `session_create_rate_limit_per_ip`; the bridge stays below it
     #[serde(default = "default_sessions")]
     pub sessions_per_minute: u32,
-    /// Bridges that reach the verifier from the same address
+    /// Bridges that share what the verifier allows: those on the same address, and those that serve the same devices
     #[serde(default = "one")]
     pub replicas: u32,
 }

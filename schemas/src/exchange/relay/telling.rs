@@ -9,6 +9,7 @@ impl Relay {
     pub(super) fn wait_for_operator(&mut self, reason: LaterReason) {
         let wait = doubled(self.settings.waiting_first, self.waits, self.settings.waiting_cap);
         self.waits += 1;
+        self.good = None;
         self.report(Verdict::Unknown, Some(reason.to_string()));
         self.later(wait, reason);
         self.phase = Phase::Idle;
