@@ -72,6 +72,16 @@ impl Device {
     fn new(now: Instant) -> Self {
         Self { granted: now, next: now, failures: 0, blocked_until: now }
     }
+
+    /// When it may have a session again
+    fn free_at(&self, standing: Standing, spacing: Duration) -> Instant {
+        // whoever claims to be a device fails in its name, so failures count only against what has never been proven
+        let next = match standing {
+            Standing::Healthy => self.granted + spacing,
+            Standing::Unproven => self.next,
+        };
+        next.max(self.blocked_until)
+    }
 }
 
 impl SessionBudget {
@@ -97,11 +107,7 @@ impl SessionBudget {
         if let Some(until) = self.blocked_until.filter(|until| *until > now) {
             return Budget::Wait(until - now);
         }
-        // whoever claims to be a device fails in its name, so failures count only against what has never been proven
-        let next = self.devices.get(agent).map(|device| match standing {
-            Standing::Healthy => device.blocked_until.max(device.granted + self.spacing),
-            Standing::Unproven => device.blocked_until.max(device.next),
-        });
+        let next = self.devices.get(agent).map(|device| device.free_at(standing, self.spacing));
         if let Some(next) = next.filter(|next| *next > now) {
             return Budget::Wait(next - now);
         }
@@ -125,7 +131,8 @@ impl SessionBudget {
     pub fn has_spare(&mut self, agent: &str, now: Instant) -> bool {
         self.refill(now);
         let blocked = self.blocked_until.is_some_and(|until| until > now);
-        let waits = self.devices.get(agent).is_some_and(|device| device.next.max(device.blocked_until) > now);
+        let waits = |device: &Device| device.free_at(Standing::Unproven, self.spacing) > now;
+        let waits = self.devices.get(agent).is_some_and(waits);
         !blocked && !waits && self.level - 1.0 >= self.capacity / 2.0
     }
 
@@ -170,7 +177,8 @@ impl SessionBudget {
 
     fn forget_idle(&mut self, now: Instant) {
         if self.devices.len() >= MAX_DEVICES {
-            self.devices.retain(|_, device| device.next.max(device.blocked_until) > now);
+            let spacing = self.spacing;
+            self.devices.retain(|_, device| device.free_at(Standing::Unproven, spacing) > now);
         }
     }
 }

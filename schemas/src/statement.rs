@@ -5,7 +5,8 @@
 //! It proves that the holder of the AK said so; it proves nothing about what is true on the device.
 
 use crate::AgentId;
-use crate::messages::{BootMarker, Digest, Nonce, PcrMask, Ready, UefiLog};
+use crate::messages::limits::MAX_PUBLIC;
+use crate::messages::{BootMarker, Bounded, Digest, Nonce, PcrMask, Ready, Signed, UefiLog};
 
 const BOOT: &[u8] = b"keylime-mqtt boot statement 1\0";
 /// After the UEFI log's digest: how large the template hashes in the IMA log are.
@@ -39,6 +40,26 @@ impl From<&Ready> for StatedBoot {
     fn from(ready: &Ready) -> Self {
         let Ready { boot, boot_time, uefi, ima_sha256, pcrs, sleep, reference, .. } = *ready;
         Self { boot, boot_time, uefi, ima_sha256, pcrs, sleep, reference }
+    }
+}
+
+impl StatedBoot {
+    /// The `Ready` that says so, with the statement of it, of a device without IMA log and ticket.
+    pub fn ready(self, ak_public: Bounded<MAX_PUBLIC>, statement: Signed) -> Ready {
+        let Self { boot, boot_time, uefi, ima_sha256, pcrs, sleep, reference } = self;
+        Ready {
+            boot,
+            boot_time,
+            pcrs,
+            ak_public,
+            statement,
+            ima_entries: None,
+            uefi,
+            ticket: None,
+            sleep,
+            reference,
+            ima_sha256,
+        }
     }
 }
 

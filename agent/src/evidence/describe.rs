@@ -1,11 +1,10 @@
 //! What a `Ready` says: this boot, bound by a statement that is signed once per boot, and the logs there are.
 
 use keylime_mqtt_schemas::compact::Reference;
-use keylime_mqtt_schemas::messages::{Ready, Signed, UefiLog};
+use keylime_mqtt_schemas::messages::{Ready, Signed};
 use keylime_mqtt_schemas::statement::{StatedBoot, boot_statement};
 
 use super::{Device, EvidenceError, bounded, signed};
-use crate::logs::LogError;
 use crate::logs::boot::BootRecord;
 use crate::logs::ima::{Growth, ImaLog};
 
@@ -13,43 +12,26 @@ use crate::logs::ima::{Growth, ImaLog};
 #[derive(Debug, Clone)]
 pub(super) struct Described {
     pub(super) boot: BootRecord,
+    stated: StatedBoot,
     statement: Signed,
-    uefi: Option<UefiLog>,
-    ima_sha256: bool,
     /// In the statement's clock; a brief quote names its own only when it is another.
     pub(super) restart_count: u32,
 }
 
 impl Device {
     pub(super) async fn describe(&mut self) -> Result<Ready, EvidenceError> {
-        let Described { boot, statement, uefi, ima_sha256, .. } = self.described_boot().await?;
-        self.read_ima()?;
-        self.announced = self.ima.as_ref().map_or(0, ImaLog::entries);
-        // The verifier refuses a log without entries; such a device attests without.
-        let ima_entries = Some(self.announced).filter(|entries| *entries > 0);
-        Ok(Ready {
-            boot: boot.marker,
-            boot_time: boot.time,
-            pcrs: self.pcrs,
-            ak_public: bounded("AK", self.identity.ak_public.clone())?,
-            statement,
-            ima_entries,
-            uefi,
-            ticket: self.store.state().ticket.clone(),
-            sleep: self.sleep,
-            reference: self.reference.as_ref().map(Reference::digest),
-            ima_sha256,
-        })
-    }
-
-    fn read_ima(&mut self) -> Result<(), LogError> {
         if let Some(log) = &mut self.ima
             && log.refresh()? == Growth::Replaced
         {
             tracing::info!("the IMA log begins anew");
             self.known = None;
         }
-        Ok(())
+        let Described { stated, statement, .. } = self.described_boot().await?;
+        self.announced = self.ima.as_ref().map_or(0, ImaLog::entries);
+        let ready = stated.ready(bounded("AK", self.identity.ak_public.clone())?, statement);
+        // The verifier refuses a log without entries; such a device attests without.
+        let ima_entries = Some(self.announced).filter(|entries| *entries > 0);
+        Ok(Ready { ima_entries, ticket: self.store.state().ticket.clone(), ..ready })
     }
 
     /// This boot with its statement, which is made once per boot.
@@ -64,7 +46,6 @@ impl Device {
             Some(log) => Some(log.summary(marker)?),
             None => None,
         };
-        self.read_ima()?;
         let ima_sha256 = self.ima.as_ref().map_or(Ok(false), ImaLog::has_sha256_templates)?;
         let reference = self.reference.as_ref().map(Reference::digest);
         let (pcrs, sleep) = (self.pcrs, self.sleep);
@@ -78,6 +59,6 @@ impl Device {
         let restart_count = quoted.clock.restart_count;
         let statement = signed(quoted.attest, quoted.signature)?;
         tracing::info!(boot = ?boot.marker, boot_time = boot.time, reset_count = quoted.clock.reset_count, "this boot");
-        Ok(self.described.insert(Described { boot, statement, uefi, ima_sha256, restart_count }).clone())
+        Ok(self.described.insert(Described { boot, stated, statement, restart_count }).clone())
     }
 }

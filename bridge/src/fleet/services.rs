@@ -349,16 +349,16 @@ impl Services {
             Ok(ak) => ak,
             Err(unfit) => return Offered::Invalid(unfit.to_string()),
         };
-        let Ok(boot_time) = i64::try_from(facts.boot_time) else {
+        let Ok(boot_time) = i64::try_from(facts.stated.boot_time) else {
             return Offered::Invalid("the boot time is beyond any calendar".to_owned());
         };
         let capabilities = Capabilities {
             ak_public: ak.tpm2b().to_vec(),
             ak_name: ak.name().to_vec(),
             ak_bits: ak.bits(),
-            pcr_mask: u32::from(facts.pcrs),
+            pcr_mask: u32::from(facts.stated.pcrs),
             ima_entries: facts.ima_entries,
-            uefi: facts.uefi.is_some(),
+            uefi: facts.stated.uefi.is_some(),
             boot_time,
         };
         outcome::offered(self.verifier.offer(id.as_str(), &token, &capabilities).await, self.now())

@@ -7,7 +7,7 @@
 
 use super::Verifier;
 use super::endpoint::{Answer, Call, JSON_API, Keep, MAX_ANSWER};
-use super::json_api::{Document, Errors};
+use super::json_api::Document;
 use super::session::{NONCE_LEN, lifetime, parse_nonce};
 use super::token::SessionToken;
 use super::unavailable::{Reason, Unavailable};
@@ -196,7 +196,7 @@ impl Verifier {
             Ok(answer) => answer,
             Err(unavailable) => return Offered::Unavailable(unavailable),
         };
-        let errors = Errors::parse(answer.body.as_ref().map_or(&[], |body| body.as_slice()));
+        let errors = answer.errors();
         match answer.status {
             201 => match parse_challenged(&answer) {
                 Ok(Some(challenged)) => Offered::Challenged(challenged),

@@ -12,7 +12,7 @@
 //! well, whichever is free first. That one attestation may reach another worker, whose timer is of no harm: the device is
 //! back in its own lane for the next one, and the first worker reports a TIMEOUT only after five that it has not seen.
 
-use super::json_api::is_of_v2;
+use super::json_api::{Errors, is_of_v2};
 use super::token::SessionToken;
 use super::trust::trust_nobody;
 use super::unavailable::{Counters, Reason, Unavailable};
@@ -146,6 +146,11 @@ pub(super) struct Answer {
 }
 
 impl Answer {
+    /// What Keylime finds wrong; nothing where it says so in no body
+    pub(super) fn errors(&self) -> Errors {
+        self.body.as_ref().map_or_else(|_| Errors::default(), |body| Errors::parse(body))
+    }
+
     /// Whether it is in the words of Keylime's v2
     pub(super) fn is_of_v2(&self) -> bool {
         self.body.as_ref().is_ok_and(|body| is_of_v2(self.status, body))

@@ -7,7 +7,7 @@
 
 use super::Verifier;
 use super::endpoint::{Answer, Call, JSON_API, Keep, MAX_ANSWER};
-use super::json_api::{Document, Errors};
+use super::json_api::Document;
 use super::token::SessionToken;
 use super::unavailable::{Reason, Unavailable};
 use base64::Engine as _;
@@ -150,10 +150,9 @@ impl Verifier {
                 Err(reason) => SessionOpening::Unavailable(self.endpoint.unavailable(reason)),
             },
             429 => {
-                let errors = Errors::parse(answer.body.as_ref().map_or(&[][..], |body| body.as_slice()));
                 let unavailable = self.endpoint.unavailable_answer(&answer);
                 // its two limits answer alike but for these words
-                let agent_only = errors.detail().contains("for this agent");
+                let agent_only = answer.errors().detail().contains("for this agent");
                 SessionOpening::RateLimited { retry_after: unavailable.retry_after, agent_only }
             }
             _ => SessionOpening::Unavailable(self.endpoint.unavailable_answer(&answer)),

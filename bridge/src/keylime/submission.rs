@@ -156,10 +156,7 @@ impl Verifier {
             Err(unavailable) => return Submission::Unavailable(unavailable),
         };
         // the echo is large, and no error
-        let errors = match &answer.body {
-            Ok(body) if answer.status != 202 => Errors::parse(body),
-            _ => Errors::default(),
-        };
+        let errors = if answer.status == 202 { Errors::default() } else { answer.errors() };
         let seconds_to_next = parse_wait(&answer);
         if let Ok(echo) = &mut answer.body {
             // no secret in it: wiping it would cost more than reading it

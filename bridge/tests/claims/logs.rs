@@ -155,17 +155,8 @@ impl Gateway {
         let said = boot_statement(&self.device.id, &stated);
         let quote = Quote { nonce: said.as_bytes(), mask: 0, digest: &[], safe: 1, kind: 0x8018 };
         Ready {
-            boot: Self::boot(),
-            boot_time: BOOT_TIME,
-            pcrs: PcrMask::ALL,
-            ak_public: self.device.ak.tpm2b().try_into().unwrap(),
-            statement: self.device.signed(quote.marshal()),
             ima_entries: self.ima.is_some().then(|| self.lines().len() as u64),
-            uefi,
-            ticket: None,
-            sleep: None,
-            reference,
-            ima_sha256,
+            ..stated.ready(self.device.ak.tpm2b().try_into().unwrap(), self.device.signed(quote.marshal()))
         }
     }
 

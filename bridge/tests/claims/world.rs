@@ -9,7 +9,7 @@ use keylime_mqtt_schemas::AgentId;
 use keylime_mqtt_schemas::exchange::Delivery;
 use keylime_mqtt_schemas::messages::{
     self, AttestationResult, BootMarker, Evidence, LaterReason, Nonce, PcrMask, PcrValues, Proof, Question,
-    Ready, Signed, Up, Verdict,
+    Signed, Up, Verdict,
 };
 use keylime_mqtt_schemas::statement::{StatedBoot, boot_statement};
 use keylime_mqtt_schemas::topics::{Topic, Topics};
@@ -247,19 +247,7 @@ impl Device {
         let stated = StatedBoot { boot, boot_time, uefi: None, ima_sha256: false, pcrs, sleep, reference };
         let said = boot_statement(&self.id, &stated);
         let quote = Quote { nonce: said.as_bytes(), mask: 0, digest: &[], safe: 1, kind: 0x8018 };
-        Up::Ready(Ready {
-            boot,
-            boot_time: 1_795_000_000,
-            pcrs: PcrMask::ALL,
-            ak_public: self.ak.tpm2b().try_into().unwrap(),
-            statement: self.signed(quote.marshal()),
-            ima_entries: None,
-            uefi: None,
-            ticket: None,
-            sleep: None,
-            reference: None,
-            ima_sha256: false,
-        })
+        Up::Ready(stated.ready(self.ak.tpm2b().try_into().unwrap(), self.signed(quote.marshal())))
     }
 
     pub fn proof(&self, nonce: &Nonce) -> Up {

@@ -231,17 +231,9 @@ impl Device {
         };
         self.stated = Some((expected, statement.clone()));
         Ready {
-            boot,
-            boot_time,
-            pcrs: PcrMask::ALL,
-            ak_public: self.ak_public().try_into().unwrap(),
-            statement,
             ima_entries: self.ima.as_deref().map(count),
-            uefi,
             ticket: self.ticket.clone().map(|ticket| ticket.try_into().unwrap()),
-            sleep: self.sleep,
-            reference: self.reference,
-            ima_sha256: false,
+            ..stated.ready(self.ak_public().try_into().unwrap(), statement)
         }
     }
 

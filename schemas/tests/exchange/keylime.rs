@@ -213,10 +213,10 @@ impl Keylime {
             return Offered::Early(Duration::from_secs(wait.as_secs() + 1));
         }
         let (ima_offset, pcr10) = match enrolled.passed {
-            Some((boot, ..)) if facts.boot_time < boot => {
+            Some((boot, ..)) if facts.stated.boot_time < boot => {
                 return Offered::Invalid("boot_time went back".to_owned());
             }
-            Some((boot, lines, pcr10)) if facts.boot_time == boot => (lines, pcr10),
+            Some((boot, lines, pcr10)) if facts.stated.boot_time == boot => (lines, pcr10),
             _ => (0, BOOT.into()),
         };
         let mut requested = vec![Requested::Quote];
@@ -226,7 +226,7 @@ impl Keylime {
         if enrolled.policy.ima {
             requested.push(Requested::Ima { offset: ima_offset });
         }
-        let boot_time = facts.boot_time;
+        let boot_time = facts.stated.boot_time;
         enrolled.attestations.push(Attestation {
             nonce,
             ima_offset,

@@ -70,14 +70,14 @@ impl Scene {
         self.signed(marshal_quote(&[0, 11, 9], &[5; 32], CLOCK, 7, none, &[]).unwrap())
     }
 
-    fn quote(&self) -> Signed {
+    fn quote(&self, clock: ClockInfo) -> Signed {
         let Offer { nonce, pcrs, .. } = &self.offer;
         let digest = self.values.digest();
-        self.signed(marshal_quote(&[0, 11, 9], nonce.as_bytes(), CLOCK, 7, *pcrs, digest.as_bytes()).unwrap())
+        self.signed(marshal_quote(&[0, 11, 9], nonce.as_bytes(), clock, 7, *pcrs, digest.as_bytes()).unwrap())
     }
 
     fn evidence(&self, full: bool) -> Evidence {
-        let signed = self.quote();
+        let signed = self.quote(CLOCK);
         let signature = signed.signature.as_slice()[6..].to_vec().try_into().unwrap();
         let brief = Brief { clock: CLOCK.clock, signature, restart_count: None };
         let (quote, pcrs) = if full {
@@ -120,11 +120,8 @@ fn a_full_quote_of_another_boot_than_the_one_stated_is_not_restored() {
     let scene = Scene::new(40, 41);
     let mut evidence = scene.evidence(true);
     assert!(matches!(scene.restore(&evidence), Restoring::Explained { .. }));
-    let Offer { nonce, pcrs, .. } = &scene.offer;
-    let digest = scene.values.digest();
     let later = ClockInfo { reset_count: CLOCK.reset_count + 1, ..CLOCK };
-    let attest = marshal_quote(&[0, 11, 9], nonce.as_bytes(), later, 7, *pcrs, digest.as_bytes()).unwrap();
-    evidence.quote = Quote::Full(scene.signed(attest));
+    evidence.quote = Quote::Full(scene.quote(later));
     assert!(matches!(scene.restore(&evidence), Restoring::OtherBoot));
 }
 

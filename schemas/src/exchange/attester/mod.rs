@@ -278,7 +278,6 @@ impl Attester {
         }
     }
 
-    /// Says how this boot is, in a few bytes where a bridge has acted on the same before.
     /// Before anything is read: a log takes time to be read from the middle, too.
     fn read(&mut self, need: Need, via: Option<Via>, now: Time) {
         if self.parts.take(now) {
@@ -298,6 +297,7 @@ impl Attester {
         }
     }
 
+    /// Says how this boot is, in a few bytes where a bridge has acted on the same before.
     fn describe(&mut self, ready: Ready) {
         let tag = ready.tag();
         let first = matches!(self.stance, Stance::Introduced { attempt: 1, .. });

@@ -12,7 +12,7 @@ impl Relay {
             self.dropped("Ready", "the AK is not a public area with a SHA-256 name");
             return;
         };
-        let of_the_past = |checked: &CheckedBoot| facts.boot_time < checked.stated().boot_time;
+        let of_the_past = |checked: &CheckedBoot| facts.stated.boot_time < checked.stated().boot_time;
         if self.trusts(facts.ak) && self.checked_boot.as_ref().is_some_and(of_the_past) {
             self.dropped("Ready", "of an earlier boot than the one the device has stated");
             return;
@@ -51,10 +51,8 @@ impl Relay {
 
     /// A device speaks up. When the bridge has a question open, asks it again; else goes on from what is known.
     pub(super) fn ready(&mut self, facts: Facts, now: Time) {
-        let same = self
-            .facts
-            .as_ref()
-            .is_some_and(|known| known.ak == facts.ak && known.boot_stated() == facts.boot_stated());
+        let same =
+            self.facts.as_ref().is_some_and(|known| known.ak == facts.ak && known.stated == facts.stated);
         self.facts = Some(facts);
         match std::mem::take(&mut self.phase) {
             Phase::AwaitEvidence { offer, repeat, .. } if same && repeat.sent_at == now => {
@@ -89,13 +87,7 @@ impl Relay {
                 self.later(retry_at.saturating_sub(now), LaterReason::Keylime);
                 self.phase = Phase::Setback { retry_at, retry };
             }
-            phase => {
-                if phase.has_submitted() || matches!(phase, Phase::Settling(_)) {
-                    // its verdict stays unread, see `unread`
-                    self.baseline = None;
-                }
-                self.proceed(now);
-            }
+            _ => self.proceed(now),
         }
     }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::facts::{Facts, Token};
 use super::gather::lines;
 use super::offer::{ImaState, Offer, Restored};
-use super::phase::{Phase, Repeat, Retry, Step, Unsubmitted};
+use super::phase::{Phase, Repeat, Retry, Step};
 use super::port::{Command, Offered, Restore, Restoring, Unavailable};
 use super::unpack::ImaParts;
 use super::{Delivery, Form, Notice, Relay, Time, doubled, whole_seconds};
@@ -88,7 +88,7 @@ impl Relay {
         if rebooted && self.settings.hold_after_reboot {
             self.check_hold(now);
         } else if offer.wants_uefi() {
-            match self.facts.as_ref().and_then(|facts| facts.uefi) {
+            match self.facts.as_ref().and_then(|facts| facts.stated.uefi) {
                 Some(log) => self.command(Step::FindingUefi(offer), Command::FindUefi(log.digest)),
                 None => self.refuse(RefusedReason::Offer),
             }
@@ -111,7 +111,7 @@ impl Relay {
     }
 
     fn challenge(&mut self, offer: Offer, repeat: Repeat, now: Time) {
-        let Some(boot) = self.facts.as_ref().map(|facts| facts.boot.tag()) else {
+        let Some(boot) = self.facts.as_ref().map(|facts| facts.stated.boot.tag()) else {
             self.start_over();
             return;
         };
@@ -204,7 +204,7 @@ impl Relay {
                 packed: segment.unwrap_or_default().to_vec(),
                 reference: self.reference(),
                 state: self.passed_ima.filter(|state| state.entries == from),
-                sha256: facts.ima_sha256,
+                sha256: facts.stated.ima_sha256,
             }
         });
         let restore = Restore {
@@ -213,7 +213,7 @@ impl Relay {
             ak_public: facts.ak_public.clone(),
             pcrs: known,
             ima,
-            uefi: facts.uefi.filter(|_| offer.wants_uefi()).map(|log| log.digest),
+            uefi: facts.stated.uefi.filter(|_| offer.wants_uefi()).map(|log| log.digest),
             offer: offer.clone(),
         };
         self.ticket = None;
@@ -225,7 +225,7 @@ impl Relay {
             Restoring::Explained { restored, pcrs, ima } => {
                 self.held = Some(pcrs);
                 self.form = Form::Brief;
-                self.submit(Unsubmitted { offer, restored, ima, before: None }, now);
+                self.bound(offer, restored, ima, now);
             }
             Restoring::Unexplained { restored, pcrs, what } => {
                 self.held = Some(pcrs);
@@ -284,7 +284,8 @@ impl Relay {
         let digest = Digest::of(&[restored.lines()]);
         let ima = offer.ima_offset().map(|from| StatedLines { from, digest });
         let evidence = Digest::of(&[&encoded]);
-        let expected = evidence_statement(&self.id, &offer.nonce, &facts.boot, &evidence, ima.as_ref());
+        let expected =
+            evidence_statement(&self.id, &offer.nonce, &facts.stated.boot, &evidence, ima.as_ref());
         let repeat = self.repeat(now);
         self.send_state(offer, expected, restored, repeat);
     }
@@ -337,7 +338,7 @@ impl Relay {
                 .ima_offset()
                 .zip(pcr10)
                 .map(|(from, pcr10)| ImaState { entries: from + lines, pcr10: Digest::from(pcr10) });
-            self.submit(Unsubmitted { offer, restored, ima, before: None }, now);
+            self.bound(offer, restored, ima, now);
         } else {
             // what was gathered before the quote may be what was changed
             self.gathered = None;

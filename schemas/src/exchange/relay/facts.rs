@@ -5,7 +5,7 @@ use std::fmt;
 use zeroize::Zeroizing;
 
 use crate::messages::limits::MAX_PUBLIC;
-use crate::messages::{AkName, BootMarker, Bounded, Digest, PcrMask, Ready, ReadyTag, Signed, UefiLog};
+use crate::messages::{AkName, Bounded, Ready, ReadyTag, Signed};
 use crate::statement::StatedBoot;
 
 /// A session token of the verifier. Never shown, wiped when dropped.
@@ -42,28 +42,16 @@ pub struct OpenedTicket {
 /// What a device said of itself in its last `Ready`. Claims, until the AK is trusted and the statement checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Facts {
-    /// The boot.
-    pub boot: BootMarker,
-    /// Boot time in Unix seconds.
-    pub boot_time: u64,
-    /// PCRs it lets be quoted.
-    pub pcrs: PcrMask,
+    /// The boot and what belongs to it, as [`Self::statement`] says.
+    pub stated: StatedBoot,
     /// TPM2B_PUBLIC of the AK.
     pub ak_public: Bounded<MAX_PUBLIC>,
     /// The name of that AK.
     pub ak: AkName,
-    /// The statement that binds boot, boot time and UEFI log.
+    /// The boot's statement.
     pub statement: Signed,
     /// Lines in the IMA log.
     pub ima_entries: Option<u64>,
-    /// The UEFI log.
-    pub uefi: Option<UefiLog>,
-    /// Seconds between wakings, of a device that sleeps.
-    pub sleep: Option<u32>,
-    /// The reference file that it has.
-    pub reference: Option<Digest>,
-    /// Template hashes in the IMA log are SHA-256.
-    pub ima_sha256: bool,
     /// Names all this but the length of the IMA log.
     pub tag: ReadyTag,
 }
@@ -74,24 +62,12 @@ impl Facts {
         let ak = AkName::of_public(ready.ak_public.as_slice())?;
         let tag = ready.tag();
         Some(Self {
-            boot: ready.boot,
-            boot_time: ready.boot_time,
-            pcrs: ready.pcrs,
+            stated: StatedBoot::from(&ready),
             ak_public: ready.ak_public,
             ak,
             statement: ready.statement,
             ima_entries: ready.ima_entries,
-            uefi: ready.uefi,
-            sleep: ready.sleep,
-            reference: ready.reference,
-            ima_sha256: ready.ima_sha256,
             tag,
         })
-    }
-
-    /// What [`Self::statement`] is about.
-    pub(super) fn boot_stated(&self) -> StatedBoot {
-        let Self { boot, boot_time, uefi, ima_sha256, pcrs, sleep, reference, .. } = *self;
-        StatedBoot { boot, boot_time, uefi, ima_sha256, pcrs, sleep, reference }
     }
 }

@@ -92,7 +92,9 @@ impl Relay {
     }
 
     fn need(&mut self, gather: Gather, repeat: Repeat) {
-        let Some(boot) = self.facts.as_ref().map(|facts| facts.boot.tag()) else { return self.start_over() };
+        let Some(boot) = self.facts.as_ref().map(|facts| facts.stated.boot.tag()) else {
+            return self.start_over();
+        };
         let offset = self.next_offset(&gather);
         let (end, batch) = match gather.log {
             LogKind::Uefi => (gather.total.unwrap_or(MAX_PACKED_UEFI), UEFI_BATCH),
@@ -105,7 +107,7 @@ impl Relay {
     }
 
     fn uefi_size(&self) -> u64 {
-        self.facts.as_ref().and_then(|facts| facts.uefi).map_or(0, |log| u64::from(log.size))
+        self.facts.as_ref().and_then(|facts| facts.stated.uefi).map_or(0, |log| u64::from(log.size))
     }
 
     fn ima_known(&self) -> u64 {
@@ -114,7 +116,7 @@ impl Relay {
 
     /// The reference that device and bridge both have.
     pub(super) fn reference(&self) -> Option<Digest> {
-        let named = self.facts.as_ref().filter(|_| !self.plain)?.reference?;
+        let named = self.facts.as_ref().filter(|_| !self.plain)?.stated.reference?;
         self.settings.references.iter().any(|reference| reference.digest() == named).then_some(named)
     }
 
@@ -144,7 +146,7 @@ impl Relay {
                 return self.dropped("Blob", "no log was asked for");
             }
         };
-        let of_this_boot = self.facts.as_ref().is_some_and(|facts| facts.boot.tag() == blob.boot);
+        let of_this_boot = self.facts.as_ref().is_some_and(|facts| facts.stated.boot.tag() == blob.boot);
         if blob.log != gather.log || !of_this_boot || blob.offset != self.next_offset(&gather) {
             self.phase = Phase::Gather(gather);
             return self.dropped("Blob", "not the part that comes next");
@@ -156,7 +158,9 @@ impl Relay {
     }
 
     fn uefi_part(&mut self, mut gather: Gather, blob: Blob, now: Time) {
-        let Some(log) = self.facts.as_ref().and_then(|facts| facts.uefi) else { return self.start_over() };
+        let Some(log) = self.facts.as_ref().and_then(|facts| facts.stated.uefi) else {
+            return self.start_over();
+        };
         let total = blob.total.map(u64::from).filter(|total| (1..=MAX_PACKED_UEFI).contains(total));
         let grown = (gather.uefi.len() + blob.part.as_slice().len()) as u64;
         let fits = |total: &u64| *total >= grown && gather.total.is_none_or(|same| same == *total);
@@ -183,7 +187,8 @@ impl Relay {
     pub(super) fn unpacked(&mut self, gather: Gather, unpacked: Result<Vec<u8>, &'static str>, now: Time) {
         match (gather.log, unpacked) {
             (LogKind::Uefi, Ok(log)) => {
-                let Some(digest) = self.facts.as_ref().and_then(|facts| facts.uefi).map(|log| log.digest)
+                let Some(digest) =
+                    self.facts.as_ref().and_then(|facts| facts.stated.uefi).map(|log| log.digest)
                 else {
                     return self.start_over();
                 };

@@ -273,9 +273,6 @@ impl Relay {
         }
         self.gathered = None;
         self.unsubmitted = None;
-        if self.phase.has_submitted() {
-            self.baseline = None;
-        }
         if attesting {
             self.phase = Phase::Idle;
             let wait = self.jitter.upper_half(SETBACK_CAP);
@@ -485,12 +482,12 @@ impl Relay {
 
     /// Keylime would report a TIMEOUT between any two of its attestations.
     fn oversleeps(&self, facts: &Facts) -> bool {
-        let sleep = facts.sleep.map(|seconds| Duration::from_secs(u64::from(seconds)));
+        let sleep = facts.stated.sleep.map(|seconds| Duration::from_secs(u64::from(seconds)));
         sleep.zip(self.interval).is_some_and(|(sleep, interval)| sleep > interval * TIMEOUT_INTERVALS)
     }
 
     fn sleeps(&self) -> bool {
-        self.facts.as_ref().is_some_and(|facts| facts.sleep.is_some())
+        self.facts.as_ref().is_some_and(|facts| facts.stated.sleep.is_some())
     }
 
     fn repeat(&self, now: Time) -> Repeat {

@@ -88,10 +88,8 @@ impl Relay {
         }
     }
 
-    /// The verdict stays unread, so the standing is read anew before the next attestation: otherwise this one's success
-    /// could be taken for the next one's.
+    /// The verdict stays unread; the standing is read anew before the next attestation, see [`Self::bound`].
     fn unread(&mut self, settling: &Settling) {
-        self.baseline = None;
         self.rest(settling.submitted_at, Outcome::Unknown);
     }
 

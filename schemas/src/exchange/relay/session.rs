@@ -152,7 +152,7 @@ impl Relay {
     pub(super) fn check_boot(&mut self, facts: &Facts) {
         let command = Command::CheckStatement {
             statement: facts.statement.clone(),
-            expected: boot_statement(&self.id, &facts.boot_stated()),
+            expected: boot_statement(&self.id, &facts.stated),
             ak_public: facts.ak_public.clone(),
         };
         self.command(Step::CheckingBoot, command);
@@ -162,7 +162,7 @@ impl Relay {
         let Some(facts) = &mut self.facts else { return self.start_over() };
         let before = self.checked_boot.as_ref();
         if good {
-            if before.is_none_or(|before| before.stated().boot != facts.boot) {
+            if before.is_none_or(|before| before.stated().boot != facts.stated.boot) {
                 // lines of another boot's log, and a standing of before it: Keylime asks for the log from 0 where it has passed the
                 // device meanwhile
                 self.gathered = None;
@@ -172,7 +172,7 @@ impl Relay {
             self.checked_boot = Some(CheckedBoot::of(facts));
             return self.proceed(now);
         }
-        if let Some(before) = before.filter(|before| before.stated() == facts.boot_stated()) {
+        if let Some(before) = before.filter(|before| before.stated() == facts.stated) {
             // the same was stated before, and that was good
             facts.statement = before.statement().clone();
             self.dropped("Ready", "the statement of the boot is another than before and does not verify");

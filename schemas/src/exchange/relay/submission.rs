@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::facts::OpenedTicket;
 use super::gather::lines;
+use super::offer::{ImaState, Offer, Restored};
 use super::phase::{Gathered, Phase, Retry, Step, Unsubmitted};
 use super::port::{Command, Submitted, Unavailable};
 use super::{Notice, Relay, Time, doubled};
@@ -83,9 +84,13 @@ impl Another {
 }
 
 impl Relay {
-    pub(super) fn submit(&mut self, mut unsubmitted: Unsubmitted, now: Time) {
-        // whatever becomes of it, the standing is read anew before the next one
-        unsubmitted.before = unsubmitted.before.or(self.baseline.take());
+    /// Whatever becomes of it, the standing is read anew before the next one: this one's success may be in it.
+    pub(super) fn bound(&mut self, offer: Offer, restored: Arc<Restored>, ima: Option<ImaState>, now: Time) {
+        let before = self.baseline.take();
+        self.submit(Unsubmitted { offer, restored, ima, before }, now);
+    }
+
+    pub(super) fn submit(&mut self, unsubmitted: Unsubmitted, now: Time) {
         // its lines are in what was restored
         self.gathered = None;
         let Some(token) = self.token.clone() else {

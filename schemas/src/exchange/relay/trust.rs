@@ -46,7 +46,7 @@ pub(super) struct CheckedBoot {
 impl CheckedBoot {
     /// What these facts state, once their statement was found good.
     pub(super) fn of(facts: &Facts) -> Self {
-        Self { stated: facts.boot_stated(), statement: facts.statement.clone() }
+        Self { stated: facts.stated, statement: facts.statement.clone() }
     }
 
     /// What was stated.
@@ -61,6 +61,6 @@ impl CheckedBoot {
 
     /// Whether these facts need no check any more.
     pub(super) fn covers(&self, facts: &Facts) -> bool {
-        self.stated == facts.boot_stated() && self.statement == facts.statement
+        self.stated == facts.stated && self.statement == facts.statement
     }
 }
