@@ -48,7 +48,8 @@ pub struct Config {
     /// Files made by `keylime-mqtt-bridge reference` that devices may have too: what they know need not travel
     #[serde(default)]
     pub references: Vec<PathBuf>,
-    /// Keys that seal tickets; made with mode 0600 if missing. Replicas share a copy
+    /// Keys that seal tickets; made with mode 0600 if missing. Replicas share a copy. Beside it, under the same name and
+    /// `.session-budget`, is kept what was spent of `sessions_per_minute`
     pub ticket_key_file: PathBuf,
     /// Unix socket from which `waiting` reads, mode 0600
     #[serde(default = "default_status_socket")]

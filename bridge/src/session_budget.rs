@@ -1,8 +1,9 @@
 //! How many sessions the bridge may open at the verifier.
 //!
 //! Keylime counts sessions per client address, and all devices behind a bridge share one; going over the limit is
-//! punished with blocks that double to an hour and are never forgotten. Invariant: the bridge stays below the limit by itself, devices that keep
-//! failing their proof use up their own patience rather than others', and a part is always left for devices in good standing.
+//! punished with blocks that double to an hour and are never forgotten. Invariant: the bridge stays below the limit by itself, over
+//! restarts too, devices that keep failing their proof use up their own patience rather than others', and a part is always left for
+//! devices in good standing.
 //!
 //! Pure: time comes in, decisions come out.
 
@@ -99,6 +100,17 @@ impl SessionBudget {
             spacing: SPACING * replicas.max(1),
             devices: HashMap::new(),
         }
+    }
+
+    /// For how long it has been filling: what a bridge that is restarted goes on from
+    pub fn filling_for(&mut self, now: Instant) -> Duration {
+        self.refill(now);
+        Duration::try_from_secs_f64(self.level / self.rate).unwrap_or(WINDOW)
+    }
+
+    /// Goes on with a budget that has been filling for this long
+    pub fn go_on(&mut self, filling_for: Duration) {
+        self.level = (filling_for.as_secs_f64() * self.rate).min(self.capacity);
     }
 
     /// Asks for one session
@@ -206,6 +218,30 @@ mod tests {
         for millis in (120_000u64..420_000).step_by(50) {
             let now = start + Duration::from_millis(millis);
             if granted(budget.request(&format!("device-{}", millis % 1000), Standing::Healthy, now)) {
+                times.push(millis);
+            }
+        }
+        let worst = times
+            .iter()
+            .map(|from| times.iter().filter(|t| (*from..from + 60_000).contains(t)).count())
+            .max();
+        assert!(worst.unwrap() <= LIMIT as usize, "{worst:?}");
+        assert!(times.len() >= 5 * 38, "and the budget is used: {}", times.len());
+    }
+
+    #[test]
+    fn no_minute_sees_more_over_restarts_however_often() {
+        let start = Instant::now();
+        let mut budget = SessionBudget::new(LIMIT, 1, start);
+        let mut times = Vec::new();
+        for millis in (0u64..300_000).step_by(50) {
+            let now = start + Duration::from_millis(millis);
+            if millis % 5000 == 0 {
+                let filling_for = budget.filling_for(now);
+                budget = SessionBudget::new(LIMIT, 1, now);
+                budget.go_on(filling_for);
+            }
+            if granted(budget.request(&format!("device-{millis}"), Standing::Healthy, now)) {
                 times.push(millis);
             }
         }

@@ -12,6 +12,7 @@
 //! ```
 
 mod broker;
+mod budget_file;
 mod device;
 mod inbound;
 mod incoming;

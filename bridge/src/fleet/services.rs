@@ -4,6 +4,7 @@
 //! that carries it out fails. At most as many requests are under way at Keylime as there are connections to it, and
 //! computing is done on threads of its own, so that no device waits for another's logs.
 
+use super::budget_file::BudgetFile;
 use super::lifetimes::Lifetimes;
 use super::outcome;
 use super::report::Admitted;
@@ -34,7 +35,7 @@ use rustls_pki_types::UnixTime;
 use std::num::NonZeroU32;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tokio::sync::{Semaphore, SemaphorePermit};
 use zeroize::Zeroizing;
 
@@ -64,6 +65,7 @@ pub(super) struct Services {
     refreshing: AtomicBool,
     registrations: DefaultDirectRateLimiter,
     budget: Mutex<SessionBudget>,
+    budget_file: BudgetFile,
     tickets: TicketKeys,
     uefi: UefiCache,
     restoring: Semaphore,
@@ -98,7 +100,9 @@ impl Services {
         let verifier = &checked.config.verifier;
         let cache = &checked.config.cache;
         let disk = cache.dir.clone().map(|dir| Disk::new(dir, cache.max_bytes));
-        let budget = SessionBudget::new(verifier.sessions_per_minute, verifier.replicas, started);
+        let mut budget = SessionBudget::new(verifier.sessions_per_minute, verifier.replicas, started);
+        let budget_file = BudgetFile::beside(&checked.config.ticket_key_file);
+        budget.go_on(budget_file.filling_for());
         Self {
             verifier_name: verifier.url.to_string(),
             restoring: Semaphore::new(RESTORATIONS),
@@ -107,6 +111,7 @@ impl Services {
             lifetimes: Lifetimes::default(),
             uefi: UefiCache::new(checked.config.limits.uefi_cache_bytes, disk),
             budget: Mutex::new(budget),
+            budget_file,
             admission: RwLock::new(checked.admission),
             admission_changes: AtomicU64::new(0),
             refreshing: AtomicBool::new(false),
@@ -269,7 +274,7 @@ impl Services {
 
     async fn open_session(&self, id: &AgentId, known: bool) -> Session {
         let standing = if known { Standing::Healthy } else { Standing::Unproven };
-        if let Budget::Wait(wait) = lock(&self.budget).request(id.as_str(), standing, Instant::now()) {
+        if let Err(wait) = self.may_open_session(id, standing) {
             return Session::Wait(wait);
         }
         let opening = self.verifier.open_session(id.as_str()).await;
@@ -292,6 +297,19 @@ impl Services {
             SessionOpening::Opened(_) | SessionOpening::Unavailable(_) => {}
         }
         outcome::session(opening)
+    }
+
+    /// What is granted is on the disk before it is spent
+    fn may_open_session(&self, id: &AgentId, standing: Standing) -> Result<(), Duration> {
+        let now = Instant::now();
+        let mut budget = lock(&self.budget);
+        match budget.request(id.as_str(), standing, now) {
+            Budget::Wait(wait) => Err(wait),
+            Budget::Granted => {
+                self.budget_file.keep(budget.filling_for(now));
+                Ok(())
+            }
+        }
     }
 
     async fn prove(&self, id: &AgentId, session: &str, proof: &Signed) -> Proven {

@@ -352,13 +352,7 @@ async fn a_device_that_waits_for_its_turn_to_open_a_session_is_shown_with_that_r
     let mut turned_away = None;
     for n in 0..20 {
         let device = Device::new(&format!("gateway-{n}"));
-        world.says(&device.id, &device.ready()).await;
-        let busy = world.question(&device.id, "an answer", |question| match question {
-            Question::Later(later) => Some(later.reason == LaterReason::Busy),
-            Question::Prove(_) => Some(false),
-            _ => None,
-        });
-        if busy.await {
+        if is_busy_for(&world, &device).await {
             turned_away = Some(device);
             break;
         }
@@ -367,6 +361,29 @@ async fn a_device_that_waits_for_its_turn_to_open_a_session_is_shown_with_that_r
     let [only] = &waiting[..] else { panic!("{waiting:?}") };
     assert_eq!(only.id, turned_away.unwrap().id.as_str());
     assert_eq!(only.reason, LaterReason::Busy.to_string());
+}
+
+#[tokio::test]
+async fn a_bridge_that_starts_again_has_no_session_more_than_the_one_before_it() {
+    let count = AtomicU64::new(0);
+    let world =
+        World::new(&["verifier.sessions_per_minute=5"], move |request| keylime(request, &count)).await;
+    assert!(!is_busy_for(&world, &Device::new("gateway-1")).await);
+    assert!(is_busy_for(&world, &Device::new("gateway-2")).await, "there was one for now");
+    let next = world.next_bridge();
+    assert!(is_busy_for(&next, &Device::new("gateway-3")).await);
+    assert_eq!(world.requests_like("POST /v3.0/sessions"), 1);
+}
+
+/// Whether the device is told to come again instead of to prove itself
+async fn is_busy_for(bridge: &World, device: &Device) -> bool {
+    bridge.says(&device.id, &device.ready()).await;
+    let answer = bridge.question(&device.id, "an answer", |question| match question {
+        Question::Later(later) => Some(later.reason == LaterReason::Busy),
+        Question::Prove(_) => Some(false),
+        _ => None,
+    });
+    answer.await
 }
 
 #[tokio::test]

@@ -41,6 +41,10 @@ impl Asked {
     /// What the device sends and does upon a question.
     fn asked(&mut self, question: Question, now: Duration) -> (Vec<Up>, Vec<Work>, Vec<&'static str>) {
         self.attester.handle(Input::Received(Down { question, via: None }), now);
+        self.does(now)
+    }
+
+    fn does(&mut self, now: Duration) -> (Vec<Up>, Vec<Work>, Vec<&'static str>) {
         let (mut sent, mut worked, mut ignored) = (Vec::new(), Vec::new(), Vec::new());
         while let Some(output) = self.attester.poll_output() {
             match output {
@@ -133,4 +137,29 @@ fn a_log_is_sent_twice_at_once_and_then_only_as_fast_as_is_set() {
         parts += sent.iter().filter(|up| matches!(up, Up::Blob(_))).count();
     }
     assert!((1024..=1024 + 61).contains(&parts), "{parts} parts in a minute");
+}
+
+#[test]
+fn a_part_that_was_asked_for_too_soon_comes_in_its_time_and_of_more_the_last() {
+    let mut device = Device::new("device-1", 1);
+    device.uefi = Some(dense_log(30_000));
+    let mut asked = Asked::new(device, Settings::default());
+    let boot = asked.ready.boot.tag();
+    let need = |offset| Question::Need(Need { log: LogKind::Uefi, boot, offset, upto: 1, reference: false });
+    let blobs = |sent: &[Up]| -> Vec<u64> {
+        let offset = |up: &Up| if let Up::Blob(blob) = up { Some(blob.offset) } else { None };
+        sent.iter().filter_map(offset).collect()
+    };
+    let now = AT(10);
+    // what may be sent at once
+    while !blobs(&asked.asked(need(0), now).0).is_empty() {}
+    for offset in [1, 2, 3] {
+        let (sent, _, ignored) = asked.asked(need(offset), now);
+        assert_eq!((blobs(&sent), ignored.len()), (vec![], 1), "the one before it is not answered");
+    }
+    let due = asked.attester.poll_timeout().unwrap();
+    assert_eq!(due, now + Duration::from_secs(1));
+    asked.attester.handle_timeout(due);
+    assert_eq!(blobs(&asked.does(due).0), [3]);
+    assert!(asked.attester.poll_timeout().is_some_and(|next| next > due), "and only once");
 }

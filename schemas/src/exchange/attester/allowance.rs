@@ -1,5 +1,7 @@
 //! How much a device answers: a bridge asks little, so who asks much is not one, or is lied about on the way.
 
+use std::time::Duration;
+
 use super::Time;
 
 /// Parts of logs sent in a minute once [`PARTS_AT_ONCE`] are used up: some 15 kB a second.
@@ -48,12 +50,15 @@ impl Allowance {
             None => false,
         }
     }
+
+    /// After a refusal: when one more will be within it.
+    pub(super) fn free_at(&self) -> Time {
+        self.at + Duration::from_millis(self.cost.saturating_sub(self.left))
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     #[test]
@@ -62,6 +67,8 @@ mod tests {
         let at = Duration::from_secs;
         assert_eq!((0..1000).filter(|_| allowance.take(at(100))).count(), 60);
         assert_eq!((0..1000).filter(|_| allowance.take(at(110))).count(), 5);
+        assert_eq!(allowance.free_at(), at(112));
+        assert!(!allowance.take(Duration::from_millis(111_999)) && allowance.take(at(112)));
         assert_eq!((0..1000).filter(|_| allowance.take(at(1000))).count(), 60);
     }
 }

@@ -41,6 +41,14 @@ struct Job {
     good_until: Option<Time>,
 }
 
+/// A part of a log that was asked for sooner than this device sends it.
+#[derive(Debug)]
+struct Held {
+    need: Need,
+    via: Option<Via>,
+    until: Time,
+}
+
 /// Where the device stands towards the bridge.
 #[derive(Debug, Clone, Copy)]
 enum Stance {
@@ -104,6 +112,7 @@ pub struct Attester {
     offered: Offered,
     answers: Allowance,
     parts: Allowance,
+    held: Option<Held>,
     outputs: VecDeque<Output>,
 }
 
@@ -130,6 +139,7 @@ impl Attester {
             not_enrolled_since: None,
             enrolled_at: None,
             offered: Offered::default(),
+            held: None,
             outputs: VecDeque::new(),
         }
     }
@@ -165,8 +175,15 @@ impl Attester {
 
     /// When [`Self::handle_timeout`] wants to be called.
     pub fn poll_timeout(&self) -> Option<Time> {
+        if !self.connected {
+            return None;
+        }
+        let held = self.held.as_ref().map(|held| held.until);
+        held.into_iter().chain(self.speaks_up_at()).min()
+    }
+
+    fn speaks_up_at(&self) -> Option<Time> {
         match self.stance {
-            _ if !self.connected => None,
             Stance::Due => None,
             Stance::Introduced { retry_at: at, .. }
             | Stance::Engaged { silence_at: at }
@@ -176,7 +193,13 @@ impl Attester {
 
     /// Acts on the time that has come.
     pub fn handle_timeout(&mut self, now: Time) {
-        if self.poll_timeout().is_none_or(|at| at > now) {
+        if !self.connected {
+            return;
+        }
+        if let Some(held) = self.held.take_if(|held| held.until <= now) {
+            self.read(held.need, held.via, now);
+        }
+        if self.speaks_up_at().is_none_or(|at| at > now) {
             return;
         }
         match self.stance {
@@ -278,12 +301,16 @@ impl Attester {
         }
     }
 
-    /// Before anything is read: a log takes time to be read from the middle, too.
+    /// Counted before anything is read: a log takes time to be read from the middle, too. What is too soon comes in its time, so that
+    /// a log arrives though a broker has used up what may be sent at once; of more than one the last.
     fn read(&mut self, need: Need, via: Option<Via>, now: Time) {
         if self.parts.take(now) {
             self.enqueue(Work::Read(need), via, None);
         } else {
-            self.report(Report::Ignored(TOO_MUCH));
+            let held = Held { need, via, until: self.parts.free_at() };
+            if self.held.replace(held).is_some() {
+                self.report(Report::Ignored(TOO_MUCH));
+            }
         }
     }
 

@@ -65,9 +65,26 @@ impl Watchman {
         self.timeouts
     }
 
+    /// Sessions asked for so far, since the last [`Self::sessions`].
+    pub(crate) fn sessions_so_far(&mut self) -> Result<usize> {
+        self.look()?;
+        Ok(self.sessions)
+    }
+
     /// Sessions asked for since the last call.
     pub(crate) fn sessions(&mut self) -> usize {
         std::mem::take(&mut self.sessions)
+    }
+
+    /// After a verifier's restart each device proves itself once, when there are sessions to spare: they belong to that strike, not to
+    /// the next, so they are waited for. A bridge that was killed as well knows of no restart, so there is an end to it.
+    pub(crate) fn everybody_proven(&mut self, proofs: usize, limit: Duration) -> Result<()> {
+        let deadline = Instant::now() + limit;
+        while self.sessions < proofs && Instant::now() < deadline {
+            std::thread::sleep(LOOK_EVERY);
+            self.look()?;
+        }
+        Ok(())
     }
 
     /// Reads on in the verifier's log: nobody may have been failed.

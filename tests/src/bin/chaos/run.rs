@@ -7,7 +7,7 @@ use crate::plan::{self, Act, Kind, Moment, PARTS, Part, Strike};
 use crate::recovery::{Back, Watchman, cadence};
 use crate::report::{Entry, Report};
 use crate::rig::Rig;
-use crate::strike::strike;
+use crate::strike::{Struck, strike};
 use anyhow::{Context, Result, ensure};
 use std::fs;
 use std::time::{Duration, Instant};
@@ -24,6 +24,9 @@ const WATCHDOG: Duration = Duration::from_secs(10);
 /// What a process may hold more after a hundred faults: what allocators keep, not what leaks.
 const RSS_SLACK_PERCENT: u64 = 20;
 const RSS_SLACK_KIB: u64 = 2048;
+
+/// Intervals for the sessions that a verifier's restart costs, of which the budget spares one in a while.
+const PROVEN_WITHIN: u32 = 5;
 
 /// With so many violations the run ends.
 const VIOLATIONS: usize = 20;
@@ -86,8 +89,7 @@ fn one_strike(rig: &mut Rig, watchman: &mut Watchman, report: &mut Report, plann
     watchman.look()?;
     watchman.sessions();
     let struck = strike(rig, planned)?;
-    let rebooted = planned.parts.contains(&Part::Swtpm).then_some(planned.victim);
-    let backs = watchman.everybody_back(rig, struck.mark, struck.returned, rebooted);
+    let backs = recovered(rig, watchman, planned, &struck, report.interval);
     let mut entry = Entry {
         parts: planned.parts.clone(),
         fault: None,
@@ -100,6 +102,22 @@ fn one_strike(rig: &mut Rig, watchman: &mut Watchman, report: &mut Report, plann
     entry.backs = unviolated(rig, report, &entry.name(), backs)?;
     record(report, entry);
     Ok(())
+}
+
+fn recovered(
+    rig: &mut Rig,
+    watchman: &mut Watchman,
+    planned: &Strike,
+    struck: &Struck,
+    interval: Duration,
+) -> Result<Vec<Back>> {
+    let proofs = watchman.sessions_so_far()? + rig.members.len();
+    let rebooted = planned.parts.contains(&Part::Swtpm).then_some(planned.victim);
+    let backs = watchman.everybody_back(rig, struck.mark, struck.returned, rebooted)?;
+    if planned.parts.contains(&Part::Verifier) {
+        watchman.everybody_proven(proofs, interval * PROVEN_WITHIN)?;
+    }
+    Ok(backs)
 }
 
 /// Looks for what was left behind, too. What is violated is told at the end, and the run goes on where it can.
