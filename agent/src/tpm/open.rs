@@ -8,7 +8,7 @@ use super::ak::{self, SavedAk};
 use super::ek;
 use super::error::Failure;
 use super::identity::Identity;
-use super::space::{self, Room};
+use super::space;
 
 /// What every operation works with. Dropping it flushes the AK.
 pub(super) struct Opened {
@@ -24,10 +24,9 @@ pub(super) fn open(
     tcti: &TctiNameConf,
     ek_handle: Option<u32>,
     saved: Option<&SavedAk>,
-    room: Room,
 ) -> Result<Opened, Failure> {
     let mut context = Context::new(tcti.clone())?;
-    space::make(&mut context, saved, room)?;
+    space::make(&mut context, saved)?;
     let ek = ek::load(&mut context, ek_handle)?;
     // On an error the context goes, and with it the EK.
     let ek_certificate = ek::certificate(&mut context)?;

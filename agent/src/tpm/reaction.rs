@@ -11,10 +11,8 @@ use super::error::TpmError;
 pub(super) enum Reaction {
     /// The TPM is busy with itself: the same command again, after a pause.
     Retry,
-    /// All object slots are taken: flush what earlier lives of this agent left, then again.
-    FlushObjects,
-    /// All session slots are taken: flush sessions, then again.
-    FlushSessions,
+    /// All slots for objects or sessions are taken: connect anew, which flushes what earlier lives of this agent left, then again.
+    MakeRoom,
     /// The connection or the objects behind it are gone: connect anew, load the AK anew, then again.
     Reconnect,
     /// Nothing helps but what the error says.
@@ -44,10 +42,8 @@ pub(super) fn reaction(error: tss_esapi::Error) -> Reaction {
         Tss2ResponseCode::FormatZero(_) => {
             if is_any(code, &RETRY) {
                 Reaction::Retry
-            } else if is_any(code, &OBJECT_SLOTS) {
-                Reaction::FlushObjects
-            } else if is_any(code, &SESSION_SLOTS) {
-                Reaction::FlushSessions
+            } else if is_any(code, &SLOTS) {
+                Reaction::MakeRoom
             } else if is_any(code, &LOCKOUT) {
                 Reaction::GiveUp(TpmError::Lockout)
             } else if is_any(code, &FAILURE_MODE) {
@@ -63,10 +59,8 @@ pub(super) fn reaction(error: tss_esapi::Error) -> Reaction {
 
 /// TPM_RC_RETRY, TPM_RC_YIELDED, TPM_RC_TESTING, TPM_RC_NV_RATE.
 const RETRY: [u32; 4] = [0x922, 0x908, 0x90A, 0x920];
-/// TPM_RC_OBJECT_MEMORY, TPM_RC_MEMORY, TPM_RC_OBJECT_HANDLES.
-const OBJECT_SLOTS: [u32; 3] = [0x902, 0x904, 0x906];
-/// TPM_RC_CONTEXT_GAP, TPM_RC_SESSION_MEMORY, TPM_RC_SESSION_HANDLES.
-const SESSION_SLOTS: [u32; 3] = [0x901, 0x903, 0x905];
+/// TPM_RC_CONTEXT_GAP, TPM_RC_OBJECT_MEMORY, TPM_RC_SESSION_MEMORY, TPM_RC_MEMORY, TPM_RC_SESSION_HANDLES, TPM_RC_OBJECT_HANDLES.
+const SLOTS: [u32; 6] = [0x901, 0x902, 0x903, 0x904, 0x905, 0x906];
 /// TPM_RC_LOCKOUT.
 const LOCKOUT: [u32; 1] = [0x921];
 /// TPM_RC_FAILURE, TPM_RC_UPGRADE, TPM_RC_COMMAND_CODE: no reconnection changes these.
@@ -106,8 +100,8 @@ mod tests {
 
     #[test]
     fn full_slots_call_for_flushing_what_fills_them() {
-        assert!(matches!(judged(0x902), Reaction::FlushObjects));
-        assert!(matches!(judged(0x903), Reaction::FlushSessions));
+        assert!(matches!(judged(0x902), Reaction::MakeRoom));
+        assert!(matches!(judged(0x903), Reaction::MakeRoom));
     }
 
     #[test]

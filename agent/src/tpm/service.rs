@@ -19,7 +19,6 @@ use super::health::{self, Health};
 use super::identity::Identity;
 use super::open::{self, Opened};
 use super::reaction::{Reaction, reaction};
-use super::space::Room;
 
 /// Requests that may wait: the exchange asks for one thing at a time, so more than a few means that the TPM is stuck.
 const QUEUE: usize = 8;
@@ -58,8 +57,7 @@ impl Service {
             if let Err(error) = SigSet::all().thread_block() {
                 tracing::warn!(%error, "signals cannot be blocked in the TPM's thread");
             }
-            let mut device =
-                Device { settings, tcti, saved, opened: None, announced: None, room: Room::Ours };
+            let mut device = Device { settings, tcti, saved, opened: None, announced: None };
             while let Some(job) = jobs.blocking_recv() {
                 job(&mut device);
             }
@@ -155,8 +153,6 @@ pub(super) struct Device {
     opened: Option<Opened>,
     /// The AK that the callers know of.
     announced: Option<AkName>,
-    /// How much of what occupies the TPM the next connection may flush.
-    room: Room,
 }
 
 impl Device {
@@ -213,12 +209,10 @@ impl Device {
     ) -> Result<T, TpmError> {
         let mut retries = 0;
         let mut reconnections = 0;
+        let mut made_room = false;
         loop {
             let error = match attempt(self) {
-                Ok(done) => {
-                    self.room = Room::Ours;
-                    return Ok(done);
-                }
+                Ok(done) => return Ok(done),
                 Err(Failure::Final(error)) => return Err(error),
                 Err(Failure::Stack(error)) => error,
             };
@@ -229,11 +223,13 @@ impl Device {
                     retries += 1;
                 }
                 Reaction::Retry => return Err(TpmError::StillRetrying { operation, code }),
-                Reaction::FlushObjects if self.room < Room::StrayEks => self.make_room(Room::StrayEks),
-                Reaction::FlushSessions if self.room < Room::Sessions => self.make_room(Room::Sessions),
-                Reaction::FlushObjects | Reaction::FlushSessions => {
+                Reaction::MakeRoom if !made_room => {
+                    tracing::debug!(operation, %code, "the TPM has no free slot; what is left over goes with a new connection");
                     self.opened = None;
-                    self.room = Room::Ours;
+                    made_room = true;
+                }
+                Reaction::MakeRoom => {
+                    self.opened = None;
                     return Err(TpmError::OutOfSlots { operation, code });
                 }
                 Reaction::Reconnect if reconnections < RECONNECTIONS => {
@@ -253,17 +249,11 @@ impl Device {
         }
     }
 
-    fn make_room(&mut self, room: Room) {
-        tracing::debug!(?room, "the TPM has no free slot");
-        self.opened = None;
-        self.room = room;
-    }
-
     fn opened(&mut self) -> Result<&mut Opened, Failure> {
         match &mut self.opened {
             Some(open) => Ok(open),
             vacant => {
-                let open = open::open(&self.tcti, self.settings.ek_handle, self.saved.as_ref(), self.room)?;
+                let open = open::open(&self.tcti, self.settings.ek_handle, self.saved.as_ref())?;
                 self.saved = Some(open.identity.saved_ak.clone());
                 Ok(vacant.insert(open))
             }
