@@ -136,7 +136,7 @@ pub struct ExchangeSettings {
     pub waiting_first_seconds: u64,
     /// See `waiting_first_seconds`
     pub waiting_cap_seconds: u64,
-    /// Wait of a refused device, seconds
+    /// Wait of a refused device, seconds; no more than an interval where what was refused is not signed
     pub refused_wait_seconds: u64,
     /// Longest wait between attestations of a device that Keylime fails, seconds
     pub failing_cap_seconds: u64,

@@ -150,7 +150,7 @@ pub(super) fn broken(command: &Command) -> Option<Done> {
         Command::Withdraw => Done::Withdrawn,
         Command::OpenSession { .. } => Done::Session(Session::Unavailable(unavailable)),
         Command::Prove { .. } => Done::Proven(Proven::Unavailable(unavailable)),
-        Command::CheckStatement { .. } => Done::StatementChecked(false),
+        Command::CheckStatement { .. } => Done::StatementChecked(None),
         Command::ReadStatus { .. } => Done::Status(Status::Unavailable(unavailable)),
         Command::Offer { .. } => Done::Offered(Offered::Unavailable(unavailable)),
         Command::FindUefi(_) => Done::UefiFound(false),

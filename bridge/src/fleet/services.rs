@@ -27,7 +27,7 @@ use keylime_mqtt_schemas::compact::Reference;
 use keylime_mqtt_schemas::exchange::Time;
 use keylime_mqtt_schemas::exchange::relay::{
     Command, Done, Facts, Offer, Offered, OpenedTicket, Proven, Registered, Restored, Restoring, Session,
-    Status, Submitted, Token, Unavailable, Unpack,
+    StatedAt, Status, Submitted, Token, Unavailable, Unpack,
 };
 use keylime_mqtt_schemas::messages::limits::MAX_PUBLIC;
 use keylime_mqtt_schemas::messages::{AkName, Bounded, Digest, Enrol, Nonce, RefusedReason, Signed};
@@ -158,7 +158,7 @@ impl Services {
                 })
             }
             Command::CheckStatement { statement, expected, ak_public } => {
-                Done::StatementChecked(statement_holds(&statement, &expected, ak_public.as_slice()))
+                Done::StatementChecked(stated_at(&statement, &expected, ak_public.as_slice()))
             }
             Command::ReadStatus { token } => Done::Status(self.status(id, &token).await),
             Command::Offer { token, facts } => {
@@ -458,10 +458,12 @@ impl Services {
     }
 }
 
-fn statement_holds(statement: &Signed, expected: &Digest, ak_public: &[u8]) -> bool {
+/// When this was stated by that AK, if it was
+fn stated_at(statement: &Signed, expected: &Digest, ak_public: &[u8]) -> Option<StatedAt> {
     let (attest, signature) = (statement.attest.as_slice(), statement.signature.as_slice());
-    AkPublic::parse(ak_public)
-        .is_ok_and(|ak| verify_statement(&ak, expected.as_bytes(), attest, signature).is_ok())
+    let ak = AkPublic::parse(ak_public).ok()?;
+    let clock = verify_statement(&ak, expected.as_bytes(), attest, signature).ok()?;
+    Some(StatedAt { resets: clock.reset_count, restarts: clock.restart_count, clock: clock.clock })
 }
 
 /// That this is the answer to that session nonce by the AK that the device claims, as far as that can be seen here

@@ -24,7 +24,7 @@ const NEWS: Duration = Duration::from_secs(15);
 /// Both worlds of a pair go on by this much in turn.
 const STEP: Duration = Duration::from_millis(100);
 /// No longer than the bridge reckons a device to be in good standing.
-const LYING_AS_SHIPPED: Duration = Duration::from_secs(4 * INTERVAL.as_secs());
+const LYING_AS_SHIPPED: Duration = Duration::from_secs(5 * INTERVAL.as_secs());
 /// In the steady flow before each attestation, so that none is explained by the one before.
 const STEADY_NEWS: Duration = Duration::from_secs(INTERVAL.as_secs() / 2);
 /// All lies together: to one in so many messages.

@@ -8,6 +8,7 @@ use std::time::Duration;
 use keylime_mqtt_schemas::AgentId;
 use keylime_mqtt_schemas::compact::{Reference, pack_ima, pack_uefi};
 use keylime_mqtt_schemas::exchange::attester::{Done, Work};
+use keylime_mqtt_schemas::exchange::relay::StatedAt;
 use keylime_mqtt_schemas::messages::limits::MAX_INLINE_IMA;
 use keylime_mqtt_schemas::messages::{
     Activation, AkName, Blob, BootMarker, Brief, Challenge, Digest, Enrol, Evidence, IMA_PCR, ImaSegment,
@@ -399,11 +400,15 @@ impl Proof {
     }
 }
 
-/// The statement holds: right key, right digest.
-pub(crate) fn stated(statement: &Signed, expected: &Digest, ak_public: &[u8]) -> bool {
-    Attest::read(statement).is_some_and(|attest| {
-        attest.kind == STATEMENT
-            && attest.extra == expected.as_bytes()
-            && Some(attest.ak) == AkName::of_public(ak_public)
+/// When it was stated, if the statement holds: right key, right digest.
+pub(crate) fn stated(statement: &Signed, expected: &Digest, ak_public: &[u8]) -> Option<StatedAt> {
+    let attest = Attest::read(statement)?;
+    let holds = attest.kind == STATEMENT
+        && attest.extra == expected.as_bytes()
+        && Some(attest.ak) == AkName::of_public(ak_public);
+    holds.then(|| StatedAt {
+        resets: u32::try_from(attest.resets).unwrap(),
+        restarts: attest.restarts,
+        clock: attest.clock,
     })
 }

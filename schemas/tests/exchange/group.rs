@@ -8,7 +8,7 @@ use keylime_mqtt_schemas::exchange::relay::{
 use keylime_mqtt_schemas::messages::{LaterReason, Question, Unchanged, Up, Verdict};
 
 use super::device::Device;
-use super::hand::{AT, Hand, standing};
+use super::hand::{AT, Hand, STATED_AT, standing};
 
 fn member() -> Hand {
     let mut hand = Hand::new();
@@ -68,7 +68,7 @@ fn a_bridge_that_never_got_a_token_asks_for_the_ticket_of_the_one_that_did() {
     let outputs = nothing_new(&mut hand, AT(200));
     assert!(asks_for_ready(&outputs) && !opens_a_session(&outputs), "{outputs:?}");
     with_ticket(&mut hand, "of the other", AT(201));
-    let outputs = hand.done(Done::StatementChecked(true), AT(201));
+    let outputs = hand.done(Done::StatementChecked(Some(STATED_AT)), AT(201));
     assert_eq!(token_used(&outputs), Some("of the other"));
 }
 

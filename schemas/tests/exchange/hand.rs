@@ -7,7 +7,7 @@ use keylime_mqtt_schemas::exchange::Time;
 use keylime_mqtt_schemas::exchange::attester::{Done as Worked, Work};
 use keylime_mqtt_schemas::exchange::relay::{
     Command, Done, Input, Offer, Offered, Output, Proven, Relay, Requested, Restored, Restoring, Session,
-    Settings, Standing, Status, Submitted, Token,
+    Settings, Standing, StatedAt, Status, Submitted, Token,
 };
 use keylime_mqtt_schemas::messages::{
     BootTag, Challenge, Evidence, Nonce, PcrMask, Prove, Quote, Ready, Up, Verdict,
@@ -15,6 +15,9 @@ use keylime_mqtt_schemas::messages::{
 
 use super::device::Device;
 use super::keylime::INTERVAL;
+
+/// When the statements were made that these tests let pass.
+pub(crate) const STATED_AT: StatedAt = StatedAt { resets: 1, restarts: 0, clock: 1000 };
 
 pub(crate) const AT: fn(u64) -> Time = Duration::from_secs;
 
@@ -125,7 +128,7 @@ impl Hand {
         self.says(Up::Proof(proof), now);
         let token = Token::new("token".to_owned());
         self.done(Done::Proven(Proven::Token { token, certified: self.device.ak(), ticket: None }), now);
-        self.done(Done::StatementChecked(true), now);
+        self.done(Done::StatementChecked(Some(STATED_AT)), now);
         self.done(Done::Status(Status::Standing(standing(Verdict::Pending, 0))), now);
     }
 

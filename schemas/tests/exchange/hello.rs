@@ -49,11 +49,11 @@ fn a_device_that_waits_or_is_refused_is_told_why_and_no_longer_once_it_is_challe
     hand.offering(AT(100));
     hand.done(Done::Offered(Offered::Invalid("no such log".to_owned())), AT(100));
     assert_eq!(hand.how_it_stands(1), Some(Told::Refused(RefusedReason::Offer)));
-    hand.speaks_up(AT(100));
-    hand.done(Done::Offered(Offered::NothingRequested), AT(100));
+    hand.speaks_up(AT(105));
+    hand.done(Done::Offered(Offered::NothingRequested), AT(105));
     assert_eq!(hand.how_it_stands(2), Some(Told::Later(LaterReason::NoPolicy)));
-    hand.speaks_up(AT(100));
-    let offer = hand.offer(AT(100));
-    hand.done(Done::Offered(Offered::Opened(offer)), AT(100));
+    hand.speaks_up(AT(110));
+    let offer = hand.offer(AT(110));
+    hand.done(Done::Offered(Offered::Opened(offer)), AT(110));
     assert_eq!(hand.how_it_stands(3), None);
 }

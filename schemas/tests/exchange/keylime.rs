@@ -219,6 +219,9 @@ impl Keylime {
             Some((boot, lines, pcr10)) if facts.stated.boot_time == boot => (lines, pcr10),
             _ => (0, BOOT.into()),
         };
+        if enrolled.policy.ima && facts.ima_entries.is_none_or(|entries| entries < ima_offset) {
+            return Offered::Invalid("must contain a log item of type 'ima_log'".to_owned());
+        }
         let mut requested = vec![Requested::Quote];
         if enrolled.policy.uefi {
             requested.push(Requested::Uefi);

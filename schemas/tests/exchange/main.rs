@@ -27,5 +27,6 @@ mod links;
 mod logs;
 mod modest;
 mod review;
+mod standing;
 mod unanswered;
 mod world;

@@ -4,7 +4,9 @@
 use std::time::Duration;
 
 use keylime_mqtt_schemas::exchange::attester::{Attester, Input, Output, Report, Settings, Work};
-use keylime_mqtt_schemas::messages::{Challenge, Down, LogKind, Need, Nonce, PcrMask, Question, Ready, Up};
+use keylime_mqtt_schemas::messages::{
+    Accepted, BootTag, Challenge, Down, LogKind, Need, Nonce, Outcome, PcrMask, Question, Ready, Up,
+};
 
 use super::device::{Device, dense_log};
 use super::hand::{AT, plain_challenge};
@@ -111,14 +113,19 @@ fn pcrs_and_logs_that_a_device_does_not_offer_are_neither_quoted_nor_sent() {
     let boot = asked.ready.boot.tag();
     let need = |log| Question::Need(Need { log, boot, offset: 0, upto: 100, reference: false });
     let beyond = PcrMask::try_from(0x10).unwrap();
+    let question = Question::Challenge(Challenge { pcrs: beyond, ..asked.challenge(1) });
+    let (sent, worked, ignored) = asked.asked(question, AT(10));
+    assert_eq!((sent.len(), worked.len(), ignored.len()), (0, 0, 1));
+    // whoever asks for these was told of them by somebody else, and is told better
     for question in [
-        Question::Challenge(Challenge { pcrs: beyond, ..asked.challenge(1) }),
         Question::Challenge(Challenge { ima_offset: Some(0), ..asked.challenge(2) }),
         need(LogKind::Uefi),
         need(LogKind::Ima),
     ] {
-        let (sent, worked, ignored) = asked.asked(question.clone(), AT(10));
-        assert_eq!((sent.len(), worked.len(), ignored.len()), (0, 0, 1), "{question:?}");
+        asked.asked(Question::Accepted(Accepted { seconds: 60, outcome: Outcome::Pass }), AT(10));
+        let (sent, worked, _) = asked.asked(question.clone(), AT(10));
+        assert!(matches!(sent[..], [Up::Ready(_) | Up::Unchanged(_)]), "{question:?}: {sent:?}");
+        assert!(matches!(worked[..], [Work::Describe]), "{question:?}: {worked:?}");
     }
     let (sent, ..) = asked.asked(Question::Challenge(asked.challenge(3)), AT(10));
     assert!(matches!(sent[..], [Up::Evidence(_)]), "what it offers is answered");
@@ -162,4 +169,23 @@ fn a_part_that_was_asked_for_too_soon_comes_in_its_time_and_of_more_the_last() {
     asked.attester.handle_timeout(due);
     assert_eq!(blobs(&asked.does(due).0), [3]);
     assert!(asked.attester.poll_timeout().is_some_and(|next| next > due), "and only once");
+}
+
+#[test]
+fn questions_for_parts_of_another_boot_or_of_no_log_are_answered_no_oftener_than_others() {
+    let mut device = Device::new("device-1", 1);
+    device.grow(10);
+    let mut asked = Asked::new(device, Settings { answers_per_minute: 30, ..Settings::default() });
+    let (boot, other) = (asked.ready.boot.tag(), BootTag::from([9; 4]));
+    let need =
+        |boot, offset| Question::Need(Need { log: LogKind::Ima, boot, offset, upto: 11, reference: false });
+    let mut described = 0;
+    for number in 0..6000 {
+        let now = AT(10) + Duration::from_millis(number * 10);
+        for question in [need(boot, 0), need(other, 0), need(boot, 0), need(boot, 9999)] {
+            let (_, worked, _) = asked.asked(question, now);
+            described += worked.iter().filter(|work| matches!(work, Work::Describe)).count();
+        }
+    }
+    assert!((30..=91).contains(&described), "{described} in a minute");
 }

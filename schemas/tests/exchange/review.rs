@@ -15,7 +15,7 @@ use keylime_mqtt_schemas::messages::{
 };
 
 use super::device::{Device, dense_log};
-use super::hand::{AT, Hand, standing};
+use super::hand::{AT, Hand, STATED_AT, standing};
 use super::keylime::Policy;
 use super::world::World;
 
@@ -84,7 +84,7 @@ fn reads_the_standing_anew(hand: &mut Hand, outputs: Vec<Output>, now: Time) {
             Output::Command(command) => Some(command.clone()),
             _ => None,
         }) {
-            Some(Command::CheckStatement { .. }) => hand.done(Done::StatementChecked(true), now),
+            Some(Command::CheckStatement { .. }) => hand.done(Done::StatementChecked(Some(STATED_AT)), now),
             Some(Command::OpenSession { .. }) => {
                 let (session, nonce) = ("t".to_owned(), Nonce::from([201; 16]));
                 hand.done(Done::Session(Session::Opened { session, nonce, good_for: AT(50) }), now);
@@ -259,7 +259,7 @@ fn a_bridge_without_room_gives_back_what_it_gathered_and_the_device_comes_again(
     let gathering = |hand: &mut Hand, now: Time| {
         let mut outputs = hand.speaks_up(now);
         if !outputs.iter().any(|output| matches!(output, Output::Command(Command::Offer { .. }))) {
-            outputs = hand.done(Done::StatementChecked(true), now);
+            outputs = hand.done(Done::StatementChecked(Some(STATED_AT)), now);
         }
         assert!(outputs.iter().any(|output| matches!(output, Output::Command(Command::Offer { .. }))));
         let offer = hand.offer(now);
@@ -305,7 +305,9 @@ fn a_device_that_changes_its_story_does_not_open_attestations_without_end() {
                 _ => None,
             });
             outputs = match command {
-                Some(Command::CheckStatement { .. }) => hand.done(Done::StatementChecked(true), now),
+                Some(Command::CheckStatement { .. }) => {
+                    hand.done(Done::StatementChecked(Some(STATED_AT)), now)
+                }
                 Some(Command::ReadStatus { .. }) => {
                     hand.done(Done::Status(Status::Standing(standing(Verdict::Pass, 1))), now)
                 }

@@ -171,7 +171,7 @@ impl World {
             (Command::Restore(restore), Done::Restored(Restoring::Unexplained { .. })) => {
                 self.bound.push((restore.offer.nonce, Unstated::StatementNeeded));
             }
-            (Command::CheckStatement { .. }, Done::StatementChecked(true)) => {
+            (Command::CheckStatement { .. }, Done::StatementChecked(Some(_))) => {
                 for (_, unstated) in &mut self.bound {
                     if *unstated == Unstated::StatementNeeded {
                         *unstated = Unstated::Stated;

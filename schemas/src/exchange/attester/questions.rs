@@ -6,13 +6,14 @@ use super::interface::{Report, Work};
 use super::{Answered, Attester, DEFAULT_SILENCE, Enrolment, Stance};
 use crate::codec;
 use crate::exchange::{Delivery, Time};
-use crate::messages::{Challenge, Digest, LaterReason, LogKind, Question, State, Up};
+use crate::messages::{Challenge, Digest, LaterReason, LogKind, Need, Question, State, Up};
 use crate::topics::Via;
 
 impl Attester {
     pub(super) fn received(&mut self, question: Question, via: Option<Via>, now: Time) {
         // parts of logs have their own measure
-        if !matches!(question, Question::Need(_)) && !self.answers.take(now) {
+        let part = matches!(&question, Question::Need(need) if self.offers(need));
+        if !part && !self.answers.take(now) {
             // whatever it was, it will be said again
             self.report(Report::Ignored("asked oftener than this device answers"));
             return;
@@ -47,15 +48,7 @@ impl Attester {
                 }
             }
             Question::Challenge(challenge) => self.challenged(challenge, via, now),
-            Question::Need(need) if self.is_this_boot(need.boot) => {
-                let offered = match need.log {
-                    LogKind::Uefi => self.offered.uefi,
-                    LogKind::Ima => self.offered.ima.is_some_and(|lines| need.offset <= lines),
-                };
-                if !offered {
-                    self.report(Report::Ignored("a log was asked for that this device does not offer"));
-                    return;
-                }
+            Question::Need(need) if part => {
                 self.engage(DEFAULT_SILENCE, now);
                 self.read(need, via, now);
             }
@@ -83,16 +76,30 @@ impl Attester {
         }
     }
 
+    /// What it has told of, of this boot: a bridge that asks for more was told so by somebody else, and has to learn better.
+    fn offers(&self, need: &Need) -> bool {
+        self.is_this_boot(need.boot)
+            && match need.log {
+                LogKind::Uefi => self.offered.uefi,
+                LogKind::Ima => self.offers_ima(need.offset),
+            }
+    }
+
+    fn offers_ima(&self, from: u64) -> bool {
+        self.offered.ima.is_some_and(|lines| from <= lines)
+    }
+
     fn challenged(&mut self, challenge: Challenge, via: Option<Via>, now: Time) {
         if !self.is_this_boot(challenge.boot) {
             self.introduce_for_this_boot(now);
             return;
         }
-        // a bridge knows no more lines than it was told of
-        let lines =
-            challenge.ima_offset.is_none_or(|from| self.offered.ima.is_some_and(|lines| from <= lines));
-        if !self.offered.pcrs.covers(challenge.pcrs) || !lines {
-            self.report(Report::Ignored("PCRs or a log were asked for that this device does not offer"));
+        if !self.offered.pcrs.covers(challenge.pcrs) {
+            self.report(Report::Ignored("PCRs were asked for that this device does not offer"));
+            return;
+        }
+        if !challenge.ima_offset.is_none_or(|from| self.offers_ima(from)) {
+            self.introduce_for_this_boot(now);
             return;
         }
         if let Some(ticket) = challenge.ticket.clone() {

@@ -4,7 +4,7 @@ use super::facts::{Facts, OpenedTicket};
 use super::phase::Phase;
 use super::trust::CheckedBoot;
 use super::{Relay, Time};
-use crate::messages::{LaterReason, Ready, Unchanged};
+use crate::messages::{LaterReason, LogKind, Ready, Unchanged};
 
 impl Relay {
     pub(super) fn ready_received(&mut self, ready: Ready, ticket: Option<OpenedTicket>, now: Time) {
@@ -51,6 +51,10 @@ impl Relay {
 
     /// A device speaks up. When the bridge has a question open, asks it again; else goes on from what is known.
     pub(super) fn ready(&mut self, facts: Facts, now: Time) {
+        // its length is not signed, and of one boot no log gets shorter than the verifier has seen it
+        let judged = self.good.as_ref().filter(|good| good.stated.boot == facts.stated.boot);
+        let ima_entries = facts.ima_entries.max(judged.and_then(|good| good.ima_entries));
+        let facts = Facts { ima_entries, ..facts };
         let same =
             self.facts.as_ref().is_some_and(|known| known.ak == facts.ak && known.stated == facts.stated);
         self.facts = Some(facts);
@@ -69,6 +73,10 @@ impl Relay {
             Phase::AwaitActivation { enrol, blob, .. } if self.claims_ak_of(&enrol) => {
                 let repeat = self.repeat(now);
                 self.resend_credential(enrol, blob, repeat, now);
+            }
+            // it has said how long its log is now: more than that nobody has sent
+            Phase::Gather(gather) if same && gather.log == LogKind::Ima => {
+                self.gather_ima_or_ask(gather.offer, now);
             }
             Phase::Gather(gather) if same => self.ask_for_part(gather, now),
             // left to another bridge, which does not answer the device any more

@@ -7,7 +7,7 @@ use super::facts::{Facts, Token};
 use super::gather::lines;
 use super::offer::{ImaState, Offer, Restored};
 use super::phase::{Phase, Repeat, Retry, Step};
-use super::port::{Command, Offered, Restore, Restoring, Unavailable};
+use super::port::{Command, Offered, Restore, Restoring, StatedAt, Unavailable};
 use super::unpack::ImaParts;
 use super::{Delivery, Form, Notice, Relay, Time, doubled, whole_seconds};
 use crate::codec;
@@ -47,7 +47,11 @@ impl Relay {
                 self.offered_at = Some(now);
                 self.opened(offer, now);
             }
-            Offered::NothingRequested => self.wait_for_operator(LaterReason::NoPolicy),
+            // the verifier keeps this one, too
+            Offered::NothingRequested => {
+                self.offered_at = Some(now);
+                self.wait_for_operator(LaterReason::NoPolicy);
+            }
             Offered::TokenRejected => {
                 self.token = None;
                 self.proceed(now);
@@ -71,8 +75,17 @@ impl Relay {
                 self.setback("attestation", Retry::Proceed, unavailable, now);
             }
             Offered::Invalid(detail) => {
+                self.offered_at = Some(now);
                 self.notice(Notice::Invalid { what: "capabilities", detail });
-                self.refuse(RefusedReason::Offer);
+                // the length of the log is not signed: it may be another than the device said
+                match self.good.take() {
+                    Some(good) if self.facts.as_ref() != Some(&good) => {
+                        self.facts = Some(good.clone());
+                        self.good = Some(good);
+                        self.proceed(now);
+                    }
+                    _ => self.refuse(RefusedReason::Offer),
+                }
             }
             Offered::Unavailable(unavailable) => {
                 self.setback("attestation", Retry::Proceed, unavailable, now);
@@ -329,8 +342,14 @@ impl Relay {
     }
 
     /// The device itself said so: Keylime shall judge. Otherwise it was changed on the way.
-    pub(super) fn stated(&mut self, offer: Offer, restored: Arc<Restored>, good: bool, now: Time) {
-        if good {
+    pub(super) fn stated(
+        &mut self,
+        offer: Offer,
+        restored: Arc<Restored>,
+        good: Option<StatedAt>,
+        now: Time,
+    ) {
+        if good.is_some() {
             // where its lines lead is known once Keylime has followed them to a PASS
             let lines = lines(restored.lines());
             let pcr10 = self.held.as_ref().and_then(|held| held.value(IMA_PCR)).copied();
@@ -357,9 +376,10 @@ impl Relay {
                 *repeat = postponed;
                 *told = true;
                 if not_yet.reason == NotYetReason::Log && offer.ima_offset().is_some() {
-                    // the log may have grown beyond what one message carries: its length comes with a Ready
-                    *repeat = postponed.postponed(now + wait * 2);
-                    self.later(wait, LaterReason::Again);
+                    // the log may have grown beyond what one message carries: its length comes with a Ready, before the next challenge
+                    let soon = wait.min(longest / 2);
+                    *repeat = postponed.postponed(now + soon * 2);
+                    self.later(soon, LaterReason::Again);
                 }
             }
             Phase::AwaitStatement { offer, repeat, .. } if offer.nonce.tag() == not_yet.tag => {

@@ -23,7 +23,7 @@ pub struct Settings {
     pub waiting_first: Duration,
     /// Longest wait of a device that is not enrolled.
     pub waiting_cap: Duration,
-    /// Wait of a refused device.
+    /// Wait of a refused device; no more than an interval where what was refused is not signed.
     pub refused_wait: Duration,
     /// Hold a device that rebooted under an IMA policy instead of letting Keylime fail it for good.
     pub hold_after_reboot: bool,

@@ -29,8 +29,8 @@ pub use facts::{Facts, OpenedTicket, Token};
 pub use interface::{Input, Notice, Output, Report, Settings};
 pub use offer::{ImaState, Offer, Requested, Restored};
 pub use port::{
-    Activated, Command, Done, Offered, Proven, Registered, Restore, Restoring, Session, Standing, Status,
-    Submitted, Unavailable,
+    Activated, Command, Done, Offered, Proven, Registered, Restore, Restoring, Session, Standing, StatedAt,
+    Status, Submitted, Unavailable,
 };
 pub use unpack::{ImaParts, ImaText, Unpack};
 
@@ -53,6 +53,9 @@ const SETBACK_FIRST: Duration = Duration::from_secs(1);
 const SETBACK_CAP: Duration = Duration::from_secs(60);
 /// Keylime's TIMEOUT comes after so many intervals (`push_agent_monitor.py`).
 const TIMEOUT_INTERVALS: u32 = 5;
+/// A device that passed is gone on with for so long: lies of five intervals, the interval before them, and the two in which it shall
+/// be back.
+const GOOD_INTERVALS: u32 = 8;
 /// The verifier keeps every attestation it opened, so a device that sends no evidence gets no more than these.
 const LEAST_BETWEEN_OFFERS: Duration = Duration::from_secs(5);
 /// The registrar writes its database, and the bridge checks a chain of certificates, each time a device registers.
@@ -86,8 +89,9 @@ pub struct Relay {
     token: Option<Token>,
     ticket: Option<Bounded<MAX_TICKET>>,
     checked_boot: Option<CheckedBoot>,
-    /// What the device had said when it passed last, until it is overdue.
+    /// What the device had said when it passed last, and how long that is gone on with.
     good: Option<Facts>,
+    good_until: Time,
     /// How often Keylime was found to think better of an overdue device.
     overdue_reads: u32,
     baseline: Option<Standing>,
@@ -152,6 +156,7 @@ impl Relay {
             ticket: None,
             checked_boot: None,
             good: None,
+            good_until: Time::ZERO,
             overdue_reads: 0,
             baseline: None,
             stood: None,
@@ -225,6 +230,7 @@ impl Relay {
 
     /// Acts on the time that has come.
     pub fn handle_timeout(&mut self, now: Time) {
+        self.good = self.good.take().filter(|_| self.good_until > now);
         if self.timeout_at.is_some_and(|at| at <= now) {
             self.overdue(now);
         }
@@ -418,10 +424,11 @@ impl Relay {
             Phase::Greeting { .. } => self.start_over(),
             Phase::Settling(settling) => self.read_outcome(settling),
             Phase::Resting { .. } => self.proceed(now),
-            Phase::Doubting { .. } => {
+            Phase::Doubting { .. } if self.keeps_going() => {
                 self.facts = self.good.clone();
                 self.proceed(now);
             }
+            Phase::Doubting { .. } => self.phase = Phase::Idle,
             Phase::Held { .. } => self.check_hold(now),
             Phase::Setback { retry, .. } => self.retry(*retry, now),
             other @ (Phase::Idle | Phase::Busy(_)) => self.phase = other,
@@ -486,8 +493,9 @@ impl Relay {
         sleep.zip(self.interval).is_some_and(|(sleep, interval)| sleep > interval * TIMEOUT_INTERVALS)
     }
 
+    /// As it has stated: what a `Ready` claims may be of anybody.
     fn sleeps(&self) -> bool {
-        self.facts.as_ref().is_some_and(|facts| facts.stated.sleep.is_some())
+        self.checked_boot.as_ref().is_some_and(|checked| checked.stated().sleep.is_some())
     }
 
     fn repeat(&self, now: Time) -> Repeat {

@@ -4,10 +4,10 @@
 
 use std::time::Duration;
 
-use super::offer::{ImaState, Offer};
-use super::phase::{Phase, Reading, Retry, Settling};
+use super::facts::Facts;
+use super::phase::{Phase, Reading, Retry, Settling, Unsubmitted};
 use super::port::{Standing, Status};
-use super::{Delivery, Relay, Report, TIMEOUT_INTERVALS, Time, doubled, whole_seconds};
+use super::{Delivery, GOOD_INTERVALS, Relay, Report, TIMEOUT_INTERVALS, Time, doubled, whole_seconds};
 use crate::messages::{Accepted, Digest, LaterReason, Outcome, Question, Told, Verdict};
 
 /// Keylime judges on the connection that brought the evidence, most often within 0.2 s: each look before that is a request for nothing.
@@ -29,14 +29,9 @@ const OVERDUE_READS: u32 = 5;
 const HOLD_FIRST: Duration = Duration::from_secs(5);
 
 impl Relay {
-    pub(super) fn settle(
-        &mut self,
-        offer: Offer,
-        ima: Option<ImaState>,
-        before: Option<Standing>,
-        now: Time,
-    ) {
+    pub(super) fn settle(&mut self, unsubmitted: Unsubmitted, now: Time) {
         self.gathered = None;
+        let Unsubmitted { offer, ima, before, .. } = unsubmitted;
         let (submitted_at, next_at) = (now, now + FIRST_READ);
         self.phase = Phase::Settling(Settling { offer, ima, before, submitted_at, next_at, reads: 0 });
     }
@@ -112,8 +107,13 @@ impl Relay {
                 self.phase = Phase::Settling(settling);
             }
             Some(outcome) => {
-                // judged later, it must not be taken for the next one's: the standing is read anew
-                self.baseline = Some(standing).filter(|_| outcome != Outcome::Unknown);
+                // judged later, it must not be taken for the next one's, and a FAIL of before may still stand: the standing is read anew
+                let settled = match outcome {
+                    Outcome::Pass => true,
+                    Outcome::Fail => before.verdict != Verdict::Fail,
+                    Outcome::Unknown => false,
+                };
+                self.baseline = Some(standing).filter(|_| settled);
                 self.concluded(outcome, standing, &settling, now);
             }
         }
@@ -135,7 +135,10 @@ impl Relay {
             self.fails = 0;
             self.hold = 0;
             self.overdue_reads = 0;
-            self.good = self.facts.clone();
+            let entries = settling.ima.map(|ima| ima.entries);
+            let judged = |facts: Facts| Facts { ima_entries: entries.or(facts.ima_entries), ..facts };
+            self.good = self.facts.clone().map(judged);
+            self.good_until = now + self.interval() * GOOD_INTERVALS;
             self.passed_ima = settling.ima;
             self.timeout_at = Some(now + valid_for);
         } else {
@@ -199,7 +202,6 @@ impl Relay {
 
     fn timed_out(&mut self) {
         self.timeout_at = None;
-        self.good = None;
         self.report(Verdict::Timeout, Some("no attestation within five intervals".to_owned()));
     }
 

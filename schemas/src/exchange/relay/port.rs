@@ -127,7 +127,7 @@ pub enum Done {
     /// For [`Command::Prove`].
     Proven(Proven),
     /// For [`Command::CheckStatement`].
-    StatementChecked(bool),
+    StatementChecked(Option<StatedAt>),
     /// For [`Command::ReadStatus`].
     Status(Status),
     /// For [`Command::Offer`].
@@ -208,6 +208,17 @@ pub enum Proven {
     SessionGone,
     /// No answer.
     Unavailable(Unavailable),
+}
+
+/// When a TPM signed a statement, as its own counters have it: later ones of one TPM are greater.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct StatedAt {
+    /// TPMS_CLOCK_INFO's `resetCount`.
+    pub resets: u32,
+    /// Its `restartCount`.
+    pub restarts: u32,
+    /// Its `clock`, milliseconds.
+    pub clock: u64,
 }
 
 /// How the verifier sees a device.

@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::attestation::{SPOILED_CAP, SPOILED_FIRST};
 use super::facts::{Facts, Token};
 use super::phase::{Phase, Proving, Reading, Retry, Step};
-use super::port::{Command, Proven, Session, Unavailable};
+use super::port::{Command, Proven, Session, StatedAt, Unavailable};
 use super::trust::{CheckedBoot, TrustedAk};
 use super::{Notice, Relay, SETBACK_CAP, SETBACK_FIRST, Time, doubled};
 use crate::messages::{AkName, LaterReason, Proof, Prove, Question, RefusedReason};
@@ -158,10 +158,15 @@ impl Relay {
         self.command(Step::CheckingBoot, command);
     }
 
-    pub(super) fn boot_checked(&mut self, good: bool, now: Time) {
+    pub(super) fn boot_checked(&mut self, good: Option<StatedAt>, now: Time) {
         let Some(facts) = &mut self.facts else { return self.start_over() };
         let before = self.checked_boot.as_ref();
-        if good {
+        if good.is_some_and(|at| before.is_some_and(|before| before.outdates(facts, at))) {
+            self.dropped("Ready", "its statement is older than another of the same boot");
+            self.facts = self.good.clone();
+            return if self.facts.is_some() { self.proceed(now) } else { self.start_over() };
+        }
+        if let Some(at) = good {
             if before.is_none_or(|before| before.stated().boot != facts.stated.boot) {
                 // lines of another boot's log, and a standing of before it: Keylime asks for the log from 0 where it has passed the
                 // device meanwhile
@@ -169,7 +174,7 @@ impl Relay {
                 self.baseline = None;
                 self.good = None;
             }
-            self.checked_boot = Some(CheckedBoot::of(facts));
+            self.checked_boot = Some(CheckedBoot::of(facts, at));
             return self.proceed(now);
         }
         if let Some(before) = before.filter(|before| before.stated() == facts.stated) {

@@ -184,11 +184,10 @@ impl Relay {
         self.fresh_token = false;
         self.offered_at = None;
         self.another.is_not_here();
-        let Unsubmitted { offer, restored, ima, before } = unsubmitted;
-        if let (Some(facts), Some(from)) = (&mut self.facts, offer.ima_offset()) {
-            let known = from + lines(restored.lines());
+        if let (Some(facts), Some(from)) = (&mut self.facts, unsubmitted.offer.ima_offset()) {
+            let known = from + lines(unsubmitted.restored.lines());
             facts.ima_entries = facts.ima_entries.max(Some(known));
         }
-        self.settle(offer, ima, before, now);
+        self.settle(unsubmitted, now);
     }
 }

@@ -15,9 +15,12 @@ impl Relay {
         self.phase = Phase::Idle;
     }
 
+    /// What led here may not have been the device's own word, unless it is signed: so it is heard again after an interval at most.
     pub(super) fn refuse(&mut self, reason: RefusedReason) {
         self.report(Verdict::Unknown, Some(format!("refused: {reason}")));
-        self.say_refused(reason, self.settings.refused_wait);
+        let signed = reason == RefusedReason::Sleep;
+        let longest = if signed { Duration::MAX } else { self.interval() };
+        self.say_refused(reason, self.settings.refused_wait.min(longest));
         self.phase = Phase::Idle;
     }
 

@@ -1,6 +1,7 @@
 //! What is known of a device's keys and words, and what is not: each a type that only the check makes.
 
 use super::facts::{Facts, OpenedTicket};
+use super::port::StatedAt;
 use crate::messages::{AkName, Signed};
 use crate::statement::StatedBoot;
 
@@ -36,17 +37,23 @@ impl TrustedAk {
 /// Proves: the holder of the AK has said so of that boot, and its TPM counted resets as the statement's clock says.
 ///
 /// Does not prove: that the device is in that boot now. A broker may keep a statement of an earlier one, so each quote has to show the
-/// same `resetCount`.
+/// same `resetCount`; or an earlier one of the same boot, when the device was set otherwise, so an older clock is not believed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct CheckedBoot {
     stated: StatedBoot,
     statement: Signed,
+    at: StatedAt,
 }
 
 impl CheckedBoot {
-    /// What these facts state, once their statement was found good.
-    pub(super) fn of(facts: &Facts) -> Self {
-        Self { stated: facts.stated, statement: facts.statement.clone() }
+    /// What these facts state, once their statement was found good, made then.
+    pub(super) fn of(facts: &Facts, at: StatedAt) -> Self {
+        Self { stated: facts.stated, statement: facts.statement.clone(), at }
+    }
+
+    /// Whether a statement of the same boot made then is older, and so of no more use.
+    pub(super) fn outdates(&self, facts: &Facts, at: StatedAt) -> bool {
+        self.stated.boot == facts.stated.boot && at < self.at
     }
 
     /// What was stated.

@@ -8,7 +8,7 @@ use keylime_mqtt_schemas::exchange::Time;
 use keylime_mqtt_schemas::exchange::attester::{Done as Worked, Work};
 use keylime_mqtt_schemas::exchange::relay::{
     Activated, Command, Done, ImaState, Offer, Offered, OpenedTicket, Proven, Registered, Requested,
-    Restored, Restoring, Session, Standing, Status, Submitted, Token, Unavailable,
+    Restored, Restoring, Session, Standing, StatedAt, Status, Submitted, Token, Unavailable,
 };
 use keylime_mqtt_schemas::messages::{
     Activation, AkName, Blob, BootMarker, Bounded, Brief, Challenge, Digest, Enrol, Evidence, ImaSegment,
@@ -18,6 +18,8 @@ use keylime_mqtt_schemas::messages::{
 
 use crate::bytes::Bytes;
 use crate::certificates::AK_PUBLIC;
+
+const STATED_AT: StatedAt = StatedAt { resets: 1, restarts: 0, clock: 1000 };
 
 const UEFI_LOG: &[u8] = include_bytes!("../../../data/uefi-direct-boot.bin");
 const IMA_LINE: &[u8] = b"10 91f34b5c671d73504b274a919661cf80dab1e127 ima-ng sha1:1801e1be3e65ef1eaa5c16617bec8f1274eaf6b3 boot_aggregate\n";
@@ -206,7 +208,7 @@ impl Answers<'_> {
                     ticket: (choice & 64 == 64).then(|| bounded(b"ticket")),
                 },
             }),
-            Command::CheckStatement { .. } => Done::StatementChecked(wrong != 1),
+            Command::CheckStatement { .. } => Done::StatementChecked((wrong != 1).then_some(STATED_AT)),
             Command::ReadStatus { .. } => Done::Status(self.status(wrong, unavailable)),
             Command::Offer { .. } => Done::Offered(self.offered(choice, unavailable, bytes)),
             Command::FindUefi(_) | Command::KeepUefi(..) => Done::UefiFound(wrong % 2 == 1),
