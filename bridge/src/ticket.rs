@@ -9,8 +9,8 @@ use crate::keylime::SessionToken;
 use keylime_mqtt_broker_config::is_exposed;
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use ring::rand::{SecureRandom as _, SystemRandom};
-use std::fs::{self, OpenOptions};
-use std::io::Write as _;
+use std::fs::{self, File, OpenOptions};
+use std::io::{Read as _, Write as _};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use thiserror::Error;
@@ -23,7 +23,7 @@ const KEY_LEN: usize = 32;
 /// Keys in one file: the present one and some that are being retired
 const MAX_KEYS: usize = 16;
 /// Largest key file read, bytes
-const MAX_KEY_FILE: u64 = 16 * 1024;
+const MAX_KEY_FILE: usize = 16 * 1024;
 /// Largest ticket made or looked at, bytes; ours have about 180
 pub const MAX_TICKET: usize = keylime_mqtt_schemas::messages::limits::MAX_TICKET;
 /// Largest AK name, bytes: an algorithm and a SHA-512 digest
@@ -103,15 +103,19 @@ impl TicketKeys {
         if !path.try_exists().map_err(io)? {
             create(path, &random)?;
         }
-        let metadata = fs::metadata(path).map_err(io)?;
+        // what is read is the file whose mode was looked at, whatever takes its place meanwhile
+        let file = File::open(path).map_err(io)?;
+        let metadata = file.metadata().map_err(io)?;
         let mode = metadata.mode() & 0o777;
         if is_exposed(path, mode) {
             return Err(KeyFileError::Mode { path: path.to_owned(), mode });
         }
-        if metadata.len() > MAX_KEY_FILE {
+        if metadata.len() > MAX_KEY_FILE as u64 {
             return Err(KeyFileError::Count { path: path.to_owned() });
         }
-        let text = Zeroizing::new(fs::read_to_string(path).map_err(io)?);
+        // with room for all of it, for what has to be moved leaves a copy
+        let mut text = Zeroizing::new(String::with_capacity(MAX_KEY_FILE));
+        file.take(MAX_KEY_FILE as u64).read_to_string(&mut text).map_err(io)?;
         let mut keys = Vec::new();
         for (n, line) in text.lines().enumerate() {
             if line.trim().is_empty() || line.starts_with('#') {
@@ -196,7 +200,7 @@ fn create(path: &Path, random: &SystemRandom) -> Result<(), KeyFileError> {
     let io = |source| KeyFileError::Io { path: path.to_owned(), source };
     let mut key = Zeroizing::new([0u8; KEY_LEN]);
     random.fill(key.as_mut_slice()).map_err(|_| KeyFileError::Random)?;
-    let line = Zeroizing::new(format!("{}\n", hex::encode(key.as_slice())));
+    let line = Zeroizing::new(hex::encode(key.as_slice()));
     // Made beside its place and then put there whole: a full disk or a kill in between would leave a file without a key,
     // with which no bridge starts. Under a name of its own, for bridges that share the file may start at once.
     let mut name = [0u8; 4];
@@ -207,6 +211,7 @@ fn create(path: &Path, random: &SystemRandom) -> Result<(), KeyFileError> {
     let write = || {
         let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(unfinished)?;
         file.write_all(line.as_bytes())?;
+        file.write_all(b"\n")?;
         file.sync_all()?;
         // fails where another bridge was faster: its key is the one
         fs::hard_link(unfinished, path)
@@ -288,8 +293,7 @@ mod tests {
         let keys = |n: usize| format!("{}\n", "11".repeat(KEY_LEN)).repeat(n);
         write_keys(&path, &keys(MAX_KEYS), 0o600);
         TicketKeys::open(&path).unwrap();
-        for text in [keys(MAX_KEYS + 1), "#\n".repeat(usize::try_from(MAX_KEY_FILE).unwrap()), String::new()]
-        {
+        for text in [keys(MAX_KEYS + 1), "#\n".repeat(MAX_KEY_FILE), String::new()] {
             write_keys(&path, &text, 0o600);
             assert!(matches!(TicketKeys::open(&path), Err(KeyFileError::Count { .. })));
         }

@@ -192,8 +192,9 @@ impl Endpoint {
     pub(super) async fn send_in(&self, turn: Turn<'_>, call: Call<'_>) -> Result<Answer, Unavailable> {
         let mut request = turn.client.request(call.method, self.url(call.path)?);
         if let Some(token) = call.token {
-            let mut bearer = HeaderValue::from_str(&format!("Bearer {}", token.expose()))
-                .map_err(|_| self.unavailable(Reason::Garbage))?;
+            // the header's own copy is the HTTP library's, which wipes nothing
+            let text = Zeroizing::new(["Bearer ", token.expose()].concat());
+            let mut bearer = HeaderValue::from_str(&text).map_err(|_| self.unavailable(Reason::Garbage))?;
             bearer.set_sensitive(true);
             request = request.header(AUTHORIZATION, bearer);
         }
