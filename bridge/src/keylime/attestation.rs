@@ -196,9 +196,14 @@ impl Verifier {
             Ok(answer) => answer,
             Err(unavailable) => return Offered::Unavailable(unavailable),
         };
+        self.read_offered(&answer)
+    }
+
+    /// What an answer to [`Self::offer`] means
+    pub fn read_offered(&self, answer: &Answer) -> Offered {
         let errors = answer.errors();
         match answer.status {
-            201 => match parse_challenged(&answer) {
+            201 => match parse_challenged(answer) {
                 Ok(Some(challenged)) => Offered::Challenged(challenged),
                 Ok(None) => Offered::NothingRequested,
                 Err(reason) => Offered::Unavailable(self.endpoint.unavailable(reason)),
@@ -210,7 +215,7 @@ impl Verifier {
             404 if errors.has("not_found") => Offered::NotEnrolled,
             409 => Offered::Conflict,
             429 => Offered::Early { retry_after: answer.retry_after },
-            _ => Offered::Unavailable(self.endpoint.unavailable_answer(&answer)),
+            _ => Offered::Unavailable(self.endpoint.unavailable_answer(answer)),
         }
     }
 

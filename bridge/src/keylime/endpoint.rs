@@ -136,7 +136,9 @@ pub(super) enum Keep {
 }
 
 /// An answer within its limits
-pub(super) struct Answer {
+///
+/// Read apart from the sending by a method of its call's own, so that whatever a service may answer can be tried without one.
+pub struct Answer {
     pub(super) status: u16,
     pub(super) retry_after: Option<Duration>,
     pub(super) location: Option<String>,
@@ -146,6 +148,11 @@ pub(super) struct Answer {
 }
 
 impl Answer {
+    /// One that came whole
+    pub fn whole(status: u16, location: Option<String>, body: Vec<u8>) -> Self {
+        Self { status, retry_after: None, location, body: Ok(Zeroizing::new(body)) }
+    }
+
     /// What Keylime finds wrong; nothing where it says so in no body
     pub(super) fn errors(&self) -> Errors {
         self.body.as_ref().map_or_else(|_| Errors::default(), |body| Errors::parse(body))

@@ -23,7 +23,7 @@ mod unavailable;
 mod version;
 
 pub use attestation::{Capabilities, Challenged, EvidenceType, Offered};
-pub use endpoint::{EndpointError, EndpointSettings};
+pub use endpoint::{Answer, EndpointError, EndpointSettings};
 pub use registrar::{Activation, Registrar, Registration};
 pub use session::{OpenedSession, Proved, SessionOpening};
 pub use status::{AttestationStatus, Status, StatusOutcome};

@@ -110,8 +110,13 @@ impl Registrar {
             Ok(answer) => answer,
             Err(unavailable) => return Registration::Unavailable(unavailable),
         };
+        self.read_registration(&answer)
+    }
+
+    /// What an answer to [`Self::register`] means
+    pub fn read_registration(&self, answer: &Answer) -> Registration {
         match answer.status {
-            200 => match parse_blob(&answer) {
+            200 => match parse_blob(answer) {
                 Ok(blob) => Registration::Registered { blob },
                 Err(reason) => Registration::Unavailable(self.endpoint.unavailable(reason)),
             },
@@ -120,7 +125,7 @@ impl Registrar {
             status @ (400..=402 | 404..=428 | 430..=499) if answer.is_of_v2() => {
                 Registration::Rejected { status }
             }
-            _ => Registration::Unavailable(self.endpoint.unavailable_answer(&answer)),
+            _ => Registration::Unavailable(self.endpoint.unavailable_answer(answer)),
         }
     }
 
@@ -131,11 +136,16 @@ impl Registrar {
             Ok(answer) => answer,
             Err(unavailable) => return Activation::Unavailable(unavailable),
         };
+        self.read_activation(&answer)
+    }
+
+    /// What an answer to [`Self::activate`] means
+    pub fn read_activation(&self, answer: &Answer) -> Activation {
         match answer.status {
             200 => Activation::Activated,
             400 if answer.is_of_v2() => Activation::WrongTag,
             404 if answer.is_of_v2() => Activation::Unknown,
-            _ => Activation::Unavailable(self.endpoint.unavailable_answer(&answer)),
+            _ => Activation::Unavailable(self.endpoint.unavailable_answer(answer)),
         }
     }
 

@@ -144,18 +144,23 @@ impl Verifier {
             Ok(answer) => answer,
             Err(unavailable) => return SessionOpening::Unavailable(unavailable),
         };
+        self.read_opening(&answer)
+    }
+
+    /// What an answer to [`Self::open_session`] means
+    pub fn read_opening(&self, answer: &Answer) -> SessionOpening {
         match answer.status {
-            200 | 201 => match parse_opened(&answer) {
+            200 | 201 => match parse_opened(answer) {
                 Ok(opened) => SessionOpening::Opened(opened),
                 Err(reason) => SessionOpening::Unavailable(self.endpoint.unavailable(reason)),
             },
             429 => {
-                let unavailable = self.endpoint.unavailable_answer(&answer);
+                let unavailable = self.endpoint.unavailable_answer(answer);
                 // its two limits answer alike but for these words
                 let agent_only = answer.errors().detail().contains("for this agent");
                 SessionOpening::RateLimited { retry_after: unavailable.retry_after, agent_only }
             }
-            _ => SessionOpening::Unavailable(self.endpoint.unavailable_answer(&answer)),
+            _ => SessionOpening::Unavailable(self.endpoint.unavailable_answer(answer)),
         }
     }
 
@@ -169,15 +174,20 @@ impl Verifier {
             Ok(answer) => answer,
             Err(unavailable) => return Proved::Unavailable(unavailable),
         };
+        self.read_proved(&answer)
+    }
+
+    /// What an answer to [`Self::prove`] means
+    pub fn read_proved(&self, answer: &Answer) -> Proved {
         match answer.status {
-            200 => match parse_evaluated(&answer) {
+            200 => match parse_evaluated(answer) {
                 Ok(proved) => proved,
                 Err(reason) => Proved::Unavailable(self.endpoint.unavailable(reason)),
             },
             401 => Proved::BadProof,
             // 500 is Keylime's answer to a repeated proof: its cached record then lacks the nonce
             400 | 404 | 500 => Proved::SessionGone,
-            _ => Proved::Unavailable(self.endpoint.unavailable_answer(&answer)),
+            _ => Proved::Unavailable(self.endpoint.unavailable_answer(answer)),
         }
     }
 

@@ -87,15 +87,20 @@ impl Verifier {
             Ok(answer) => answer,
             Err(unavailable) => return StatusOutcome::Unavailable(unavailable),
         };
+        self.read_status(&answer)
+    }
+
+    /// What an answer to [`Self::status`] means
+    pub fn read_status(&self, answer: &Answer) -> StatusOutcome {
         match answer.status {
-            200 => match parse_status(&answer) {
+            200 => match parse_status(answer) {
                 Ok(status) => StatusOutcome::Known(status),
                 Err(reason) => StatusOutcome::Unavailable(self.endpoint.unavailable(reason)),
             },
             401 => StatusOutcome::TokenRejected,
             403 => StatusOutcome::Forbidden,
             404 if answer.is_of_v2() => StatusOutcome::Gone,
-            _ => StatusOutcome::Unavailable(self.endpoint.unavailable_answer(&answer)),
+            _ => StatusOutcome::Unavailable(self.endpoint.unavailable_answer(answer)),
         }
     }
 }

@@ -155,16 +155,21 @@ impl Verifier {
             Ok(answer) => answer,
             Err(unavailable) => return Submission::Unavailable(unavailable),
         };
-        // the echo is large, and no error
-        let errors = if answer.status == 202 { Errors::default() } else { answer.errors() };
-        let seconds_to_next = parse_wait(&answer);
+        let submission = self.read_submission(&answer);
         if let Ok(echo) = &mut answer.body {
             // no secret in it: wiping it would cost more than reading it
             drop(std::mem::take(&mut **echo));
         }
+        submission
+    }
+
+    /// What an answer to [`Self::submit`] means
+    pub fn read_submission(&self, answer: &Answer) -> Submission {
+        // the echo is large, and no error
+        let errors = if answer.status == 202 { Errors::default() } else { answer.errors() };
         match answer.status {
             // received, even where the echo after it was cut off
-            202 => Submission::Accepted { seconds_to_next },
+            202 => Submission::Accepted { seconds_to_next: parse_wait(answer) },
             400 | 422 => Submission::Invalid { detail: errors.detail() },
             401 => Submission::TokenRejected,
             403 if errors.has("evidence_immutable") => Submission::AlreadyAccepted,
@@ -173,7 +178,7 @@ impl Verifier {
             }
             403 => Submission::Forbidden,
             404 if errors.has("not_found") => Submission::Gone,
-            _ => Submission::Unavailable(self.endpoint.unavailable_answer(&answer)),
+            _ => Submission::Unavailable(self.endpoint.unavailable_answer(answer)),
         }
     }
 

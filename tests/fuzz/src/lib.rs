@@ -15,6 +15,7 @@ mod bytes;
 mod certificates;
 mod compact;
 mod exchange;
+mod keylime;
 mod logs;
 mod tpm;
 mod wire;
@@ -34,6 +35,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "down", run: wire::down },
     Target { name: "fragments", run: wire::fragments },
     Target { name: "topics", run: wire::topics },
+    Target { name: "presence", run: wire::presence },
     Target { name: "ima_unpack", run: compact::ima_unpack },
     Target { name: "ima_pack", run: compact::ima_pack },
     Target { name: "uefi_unpack", run: compact::uefi_unpack },
@@ -47,6 +49,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "restoring", run: tpm::restoring },
     Target { name: "ek_certificate", run: certificates::ek_certificate },
     Target { name: "ek_authority", run: certificates::ek_authority },
+    Target { name: "keylime", run: keylime::answers },
     Target { name: "exchange", run: exchange::run },
 ];
 

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use keylime_mqtt_schemas::codec::{MAX_MESSAGE, encode};
+use keylime_mqtt_schemas::codec::{MAX_MESSAGE, decode, encode};
 use keylime_mqtt_schemas::fragment::{Reassembly, split};
-use keylime_mqtt_schemas::messages::Up;
+use keylime_mqtt_schemas::messages::{Presence, Up};
 use keylime_mqtt_schemas::topics::{MAX_TOPIC_BYTES, MAX_TOPIC_SLASHES, Topic, Topics, Via};
 use keylime_mqtt_schemas::wire::{pack_down, pack_up, unpack_down, unpack_up};
 
@@ -28,6 +28,13 @@ pub(crate) fn up(payload: &[u8]) {
 pub(crate) fn down(payload: &[u8]) {
     if let Ok(message) = unpack_down(payload) {
         assert_eq!(pack_down(&message).as_deref(), Ok(payload), "{message:?} has two encodings");
+    }
+}
+
+/// What a device, or its last will, leaves with the broker.
+pub(crate) fn presence(payload: &[u8]) {
+    if let Ok(presence) = decode::<Presence>(payload) {
+        assert_eq!(encode(&presence).as_deref(), Ok(payload), "{presence:?} has two encodings");
     }
 }
 
