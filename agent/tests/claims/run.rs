@@ -2,12 +2,13 @@
 
 use std::fs;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use crate::bridge::{Bridge, Site};
 use crate::swtpm::Swtpm;
 use keylime_mqtt_schemas::messages::{
-    Accepted, Challenge, Credential, Enrolled, Evidence, Later, LaterReason, Nonce, NotYetReason, Outcome,
-    PcrMask, Prove, Question, Ready, Refused, RefusedReason, Up,
+    Accepted, Challenge, Credential, Enrolled, Evidence, Later, LaterReason, LogKind, Need, Nonce,
+    NotYetReason, Outcome, PcrMask, Prove, Question, Ready, Refused, RefusedReason, Up,
 };
 
 /// The registrar's part: a credential for EK and AK as they came in `Enrol`.
@@ -102,6 +103,58 @@ async fn a_device_enrols_proves_attests_and_a_restarted_agent_needs_only_the_las
     attest(&mut bridge, &again, 4).await;
     agent.terminate();
     assert_eq!(agent.end().0.code(), Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_device_quotes_no_pcr_and_sends_no_log_but_those_that_it_is_configured_with() {
+    let (site, swtpm) = (Site::new(), Swtpm::new());
+    site.configure(&swtpm.tcti(), "pcrs = [7]");
+    let mut bridge = site.bridge().await;
+    let agent = site.agent(&["run"]);
+    let ready = enrol(&site, &mut bridge).await;
+    assert_eq!((u32::from(ready.pcrs), ready.ima_entries, ready.uefi), (1 << 7, None, None));
+    let quoted = challenge(&ready, 2);
+    for pcrs in [1 << 8, 1 << 7 | 1 << 8] {
+        let pcrs = PcrMask::try_from(pcrs).unwrap();
+        bridge.say(Question::Challenge(Challenge { pcrs, ..quoted.clone() }));
+    }
+    bridge.say(Question::Challenge(Challenge { ima_offset: Some(0), ..quoted }));
+    for log in [LogKind::Ima, LogKind::Uefi] {
+        let boot = ready.boot.tag();
+        bridge.say(Question::Need(Need { log, boot, offset: 0, upto: 1, reference: false }));
+    }
+    // the first thing that the device says is the answer to this
+    let evidence = attest(&mut bridge, &ready, 3).await;
+    assert_eq!(evidence.pcrs.map(|values| u32::from(values.mask())), Some(1 << 7));
+    assert!(agent.said("PCRs or a log were asked for that this device does not offer"));
+    assert!(agent.said("a log was asked for that this device does not offer"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_device_answers_as_often_in_a_minute_as_it_is_configured_to() {
+    let (site, swtpm) = (Site::new(), Swtpm::new());
+    site.configure(&swtpm.tcti(), "answers_per_minute = 3");
+    let start = Instant::now();
+    let mut bridge = site.bridge().await;
+    let agent = site.agent(&["run"]);
+    let ready = enrol(&site, &mut bridge).await;
+    let ignored = async {
+        while !agent.said("asked oftener than this device answers") {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::pin!(ignored);
+    // credential and word of the enrolment
+    let mut answered = 2;
+    for nonce in 2..100 {
+        tokio::select! {
+            () = &mut ignored => break,
+            _ = attest(&mut bridge, &ready, nonce) => answered += 1,
+        }
+    }
+    // twice as many at once, and one more each twenty seconds
+    let most = 6 + start.elapsed().as_secs() / 20 + 1;
+    assert!((6..=most).contains(&answered), "{answered} answers");
 }
 
 #[tokio::test(flavor = "multi_thread")]
