@@ -13,6 +13,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 pub struct Snapshot {
     /// Devices remembered
     pub devices: usize,
+    /// Bytes held for them: unfinished messages, and logs until they are submitted
+    pub held: usize,
     /// Those without a verdict of Keylime, by id
     pub waiting: Vec<Waiting>,
     /// Messages that were of no use since start: kind, reason, how often

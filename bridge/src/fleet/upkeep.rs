@@ -1,6 +1,7 @@
 //! What the fleet does by itself: forgets what will never be whole, publishes what had no room, watches Keylime, tells who asks.
 
 use super::broker::Outbox;
+use super::device::Device;
 use super::{Fleet, PATIENCE, Snapshot, SnapshotRequest};
 use keylime_mqtt_schemas::exchange::Time;
 use std::time::Duration;
@@ -12,6 +13,7 @@ impl<O: Outbox> Fleet<O> {
         let refused = self.refusals.all().into_iter();
         let snapshot = Snapshot {
             devices: self.devices.len(),
+            held: self.devices.values().map(Device::held).sum(),
             waiting,
             refused: refused.map(|(kind, why, n)| (kind.to_owned(), why.to_owned(), n)).collect(),
             unavailable: self.services.unavailable_counts(),

@@ -1,6 +1,6 @@
 //! Claims about which TPMs may register, with EK certificates of swtpm_localca as devices have them.
 
-use crate::fixtures::{TestAk, bytes, path};
+use crate::fixtures::{EK_HASH, TestAk, bytes, path};
 use keylime_mqtt_bridge::admission::{
     Admission, AdmissionError, AdmissionSettings, Claim, Decision, ek_hash,
 };
@@ -10,8 +10,6 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tempfile::TempDir;
 
-/// Hex of SHA-256 over what `openssl x509 -pubkey` prints for this device's EK certificate, which is what Keylime's hash_ek is
-const EK_HASH: &str = "9713f8e0f758554aa47d250cf5ef851168b50aa57d25293e0a7fa7c39a7c830a";
 /// Within the fixtures' validity
 const NOW: UnixTime = UnixTime::since_unix_epoch(Duration::from_secs(1_800_000_000));
 

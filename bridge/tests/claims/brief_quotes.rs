@@ -132,8 +132,11 @@ proptest! {
         let brief = Brief { clock: clock.clock, signature: number(&signature).try_into().unwrap(), restart_count };
         let at_boot = ClockInfo { clock: 0, restart_count: boot_restarts, safe: false, ..clock };
         let boot = marshal_quote(&signer, &[1; 32], at_boot, firmware, mask(0), &[]).unwrap();
-        let (quote, _) = restore_brief(&ak.public(), &nonce, &boot, &brief, values).unwrap();
+        let (quote, _) = restore_brief(&ak.public(), &nonce, &boot, &brief, values.clone()).unwrap();
         prop_assert_eq!(quote.attest.as_slice(), attest.as_slice());
         prop_assert_eq!(quote.signature.as_slice(), signature.as_slice());
+        let forged = Brief { signature: number(&TestAk::other().sign(&attest)).try_into().unwrap(), ..brief };
+        let refuted = Err(Unbound::Signature(SignatureError::Mismatch));
+        prop_assert_eq!(restore_brief(&ak.public(), &nonce, &boot, &forged, values).map(drop), refuted);
     }
 }

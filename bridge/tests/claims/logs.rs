@@ -14,6 +14,7 @@ use keylime_mqtt_schemas::messages::{
 };
 use keylime_mqtt_schemas::statement::{StatedBoot, StatedLines, boot_statement, evidence_statement};
 use serde_json::{Value, json};
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -85,6 +86,17 @@ impl Policies {
     /// The parts of the last submission's quote
     pub fn quote(&self) -> Value {
         self.submitted.lock().unwrap().last().unwrap()[0]["data"].clone()
+    }
+
+    /// As [`Self::world`], for several devices
+    pub async fn fleet(overrides: &[&str]) -> World {
+        let fleet: Mutex<HashMap<String, Self>> = Mutex::default();
+        let script = move |request: &Seen| {
+            let after = request.line.split("/agents/").nth(1).unwrap_or_default();
+            let id = after.split(['/', ' ']).next()?.to_owned();
+            fleet.lock().unwrap().entry(id).or_default().answers(request)
+        };
+        World::new(overrides, script).await
     }
 
     pub async fn world(overrides: &[&str]) -> (World, Arc<Self>) {

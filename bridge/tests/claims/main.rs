@@ -10,12 +10,14 @@
 )]
 
 mod admission;
+mod bounds;
 mod brief_quotes;
 mod configuration;
 mod configured;
 mod doctor;
 mod fixtures;
 mod fleet;
+mod foreign_keys;
 mod hostile_bytes;
 mod keylime_answers;
 mod keylime_table;

@@ -1,8 +1,8 @@
 //! Claims about evidence: what is bound, what a log explains, and that restored bytes equal the originals.
 
-use crate::fixtures::{DEVICES, Quote, TestAk, base64, bytes, device_pcrs, json, mask};
+use crate::fixtures::{DEVICES, Quote, TestAk, base64, bytes, certify, device_pcrs, json, mask};
 use keylime_mqtt_bridge::restore::{
-    Replayed, UefiReplay, Unbound, bind, certified_name, pcr_blob, verify_statement,
+    Replayed, UefiReplay, Unbound, bind, certified_name, pcr_blob, verify_proof, verify_statement,
 };
 use keylime_mqtt_bridge::tpm::{AkPublic, AkUnfit, Attest, Attested, SignatureError};
 use keylime_mqtt_schemas::messages::PcrValues;
@@ -38,12 +38,13 @@ fn a_quote_of_the_trusted_ak_over_the_nonce_is_bound() {
 #[test]
 fn everything_else_is_not_bound_and_says_why() {
     let ak = TestAk::new();
-    let cases: [(&str, Signed, Unbound); 5] = [
+    let cases: [(&str, Signed, Unbound); 6] = [
         ("old nonce", quoted(&ak, |q| q.nonce = b"another nonce..."), Unbound::Nonce),
         ("fewer PCRs", quoted(&ak, |q| q.mask = 1), Unbound::Selection),
         ("other values", quoted(&ak, |q| q.digest = &[7; 32]), Unbound::Values),
         ("unsafe clock", quoted(&ak, |q| q.safe = 0), Unbound::ClockUnsafe),
-        ("signed by nobody", Signed { signature: ak.sign(b"else"), ..quoted(&ak, |_| {}) }, mismatch()),
+        ("signature of else", Signed { signature: ak.sign(b"else"), ..quoted(&ak, |_| {}) }, mismatch()),
+        ("signed by another AK", quoted(&TestAk::other(), |_| {}), mismatch()),
     ];
     for (name, signed, expected) in cases {
         assert_eq!(bound(&ak, &signed).unwrap_err(), expected, "{name}");
@@ -125,6 +126,22 @@ fn a_statement_says_its_32_bytes_and_nothing_else() {
     assert_eq!(states(0, &empty, &[1; 32]), Err(Unbound::Nonce));
     assert_eq!(states(1, &empty, &said), Err(Unbound::Selection));
     assert_eq!(states(0, &[5; 32], &said), Err(Unbound::Values));
+    let attest = Quote { nonce: &said, mask: 0, digest: &empty, safe: 1, kind: 0x8018 }.marshal();
+    let signature = TestAk::other().sign(&attest);
+    assert_eq!(verify_statement(&ak.public(), &said, &attest, &signature).unwrap_err(), mismatch());
+}
+
+#[test]
+fn a_proof_is_made_by_the_ak_that_it_is_about_and_that_the_device_named() {
+    let (ak, other) = (TestAk::new(), TestAk::other());
+    let about = |certified: &TestAk, signed_by: &TestAk| {
+        let attest = certify(&NONCE, certified);
+        verify_proof(&ak.public(), &NONCE, &attest, &signed_by.sign(&attest))
+    };
+    assert_eq!(about(&ak, &ak), Ok(()));
+    assert_eq!(about(&ak, &other), Err(mismatch()));
+    assert_eq!(about(&other, &other), Err(Unbound::Name));
+    assert_eq!(about(&other, &ak), Err(Unbound::Name));
 }
 
 fn explained(log: &[u8], quoted: &PcrValues) -> UefiReplay {

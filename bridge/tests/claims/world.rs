@@ -1,7 +1,7 @@
 //! A fleet for tests: devices by hand-made messages, Keylime by a script, the broker by two queues
 
 use crate::configured::Configured;
-use crate::fixtures::{Quote, TestAk, bytes, mask, sized};
+use crate::fixtures::{Quote, TestAk, bytes, certify, mask};
 use crate::scripted::{Play, Scripted, Seen, answer};
 use keylime_mqtt_bridge::fleet::{Fleet, Inbox, Outbox, Snapshot, SnapshotRequest, Unsent};
 use keylime_mqtt_broker_config::LinkEvent;
@@ -14,7 +14,7 @@ use keylime_mqtt_schemas::messages::{
 use keylime_mqtt_schemas::statement::{StatedBoot, boot_statement};
 use keylime_mqtt_schemas::topics::{Topic, Topics};
 use keylime_mqtt_schemas::wire::{pack_up, unpack_down};
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -65,12 +65,18 @@ pub fn challenge() -> String {
 
 /// Topic and payload
 type Message = (String, Vec<u8>);
+/// Topics for which the queue to the broker has no room, and how often yet
+type NoRoom = Arc<Mutex<HashMap<String, u32>>>;
 
 #[derive(Clone)]
-struct Published(mpsc::UnboundedSender<Message>);
+struct Published(mpsc::UnboundedSender<Message>, NoRoom);
 
 impl Outbox for Published {
     fn publish(&self, topic: &str, payload: Vec<u8>, _: Delivery, _retain: bool) -> Result<(), Unsent> {
+        if let Some(times) = self.1.lock().unwrap().get_mut(topic).filter(|times| **times > 0) {
+            *times -= 1;
+            return Err(Unsent::Full);
+        }
         self.0.send((topic.to_owned(), payload)).map_err(|_| Unsent::Full)
     }
 }
@@ -88,6 +94,7 @@ pub struct World {
     pub events: mpsc::Sender<LinkEvent>,
     requests: mpsc::Sender<SnapshotRequest>,
     published: Mutex<(mpsc::UnboundedReceiver<Message>, VecDeque<Message>)>,
+    no_room: NoRoom,
     pub topics: Topics,
     pub configured: Arc<Configured>,
     overrides: Vec<String>,
@@ -123,17 +130,28 @@ impl World {
         let mut incoming = Heard(incoming);
         let (requests, mut asked) = mpsc::channel(1);
         let topics = checked.topics.clone();
-        let mut fleet = Fleet::new(checked, Published(publish));
+        let no_room = NoRoom::default();
+        let mut fleet = Fleet::new(checked, Published(publish, Arc::clone(&no_room)));
         let fleet = tokio::spawn(async move {
             fleet.run(&mut incoming, &mut asked, std::future::pending()).await;
         });
         let published = Mutex::new((published, VecDeque::new()));
-        Self { keylime, events, requests, published, topics, configured, overrides, fleet }
+        Self { keylime, events, requests, published, no_room, topics, configured, overrides, fleet }
     }
 
     pub async fn passing() -> Self {
         let count = AtomicU64::new(0);
         Self::new(&[], move |request| keylime(request, &count)).await
+    }
+
+    /// The next so many publications to this topic find the queue full
+    pub fn has_no_room(&self, topic: String, times: u32) {
+        self.no_room.lock().unwrap().insert(topic, times);
+    }
+
+    /// How many of them are to come yet
+    pub fn no_room_left(&self, topic: &str) -> u32 {
+        self.no_room.lock().unwrap().get(topic).copied().unwrap_or_default()
     }
 
     pub async fn message(&self, topic: &str, payload: Vec<u8>) {
@@ -251,13 +269,8 @@ impl Device {
     }
 
     pub fn proof(&self, nonce: &Nonce) -> Up {
-        let mut attest =
-            Quote { nonce: nonce.as_bytes(), mask: 0, digest: &[], safe: 1, kind: 0x8017 }.marshal();
-        // in place of the quote: name and qualified name of the certified key
-        attest.truncate(attest.len() - 12);
-        sized(&mut attest, self.ak.public().name());
-        sized(&mut attest, &[0, 11]);
-        Up::Proof(Proof { tag: nonce.tag(), signed: self.signed(attest) })
+        let signed = self.signed(certify(nonce.as_bytes(), &self.ak));
+        Up::Proof(Proof { tag: nonce.tag(), signed })
     }
 
     pub fn evidence(&self, nonce: &Nonce, value: u8) -> Up {

@@ -24,6 +24,8 @@ struct Scene {
     /// Where the verifier has followed the log to
     passed: ImaState,
     lines: Vec<u8>,
+    /// The line that the device measured next
+    next: Vec<u8>,
     values: PcrValues,
 }
 
@@ -44,7 +46,7 @@ impl Scene {
         let requested = vec![Requested::Quote, Requested::Ima { offset: passed.entries }];
         let (nonce, expires_at) = (Nonce::from([9; 16]), Duration::from_secs(1800));
         let offer = Offer { index: 4, nonce, pcrs, requested, expires_at };
-        Self { key, offer, passed, lines: all[from..upto].concat(), values }
+        Self { key, offer, passed, lines: all[from..upto].concat(), next: all[upto].to_vec(), values }
     }
 
     fn sized(bytes: &[u8]) -> Vec<u8> {
@@ -123,6 +125,27 @@ fn a_full_quote_of_another_boot_than_the_one_stated_is_not_restored() {
     let later = ClockInfo { reset_count: CLOCK.reset_count + 1, ..CLOCK };
     evidence.quote = Quote::Full(scene.quote(later));
     assert!(matches!(scene.restore(&evidence), Restoring::OtherBoot));
+}
+
+#[test]
+fn lines_beyond_what_a_quote_covers_are_cut_off_whoever_wrote_them() {
+    let scene = Scene::new(40, 42);
+    let forged = b"10 0000000000000000000000000000000000000000 ima-ng sha256:00 /tmp/forged\n";
+    for beyond in [&scene.next[..], forged, &[&scene.next, &forged[..]].concat(), b"no line at all\n"] {
+        let sent = [&scene.lines, beyond].concat();
+        let mut evidence = scene.evidence(true);
+        let packed = pack_ima(&sent, None).try_into().unwrap();
+        evidence.ima = Some(ImaSegment { offset: scene.passed.entries, packed });
+        let Restoring::Explained { restored, ima: Some(state), .. } = scene.restore(&evidence) else {
+            panic!("{}: {:?}", beyond.escape_ascii(), scene.restore(&evidence));
+        };
+        assert_eq!(restored.lines(), scene.lines, "{}", beyond.escape_ascii());
+        assert_eq!(state.entries, 42);
+        // a brief quote is made of all of them
+        evidence.quote = scene.evidence(false).quote;
+        evidence.pcrs = scene.evidence(false).pcrs;
+        assert!(matches!(scene.restore(&evidence), Restoring::Refuted));
+    }
 }
 
 #[test]
