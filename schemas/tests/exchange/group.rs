@@ -129,7 +129,7 @@ fn a_lone_bridge_whose_token_has_run_out_opens_a_session_at_once() {
 }
 
 /// A device that passed here and has not been heard for five intervals; its status is being read.
-fn overdue() -> (Hand, Offer, Vec<Output>) {
+pub(crate) fn overdue() -> (Hand, Offer, Vec<Output>) {
     let mut hand = Hand::new();
     let offer = hand.challenged(AT(100));
     hand.submitted(&offer, AT(101));

@@ -27,6 +27,8 @@ const MAX_PACKED_UEFI: u64 = MAX_UEFI_LOG as u64 + 1024;
 const BATCH_PATIENCE: u32 = 3;
 /// Packed bytes of one device that wait until the part before them is unpacked: a batch has less.
 const MAX_AHEAD: usize = 256 * 1024;
+/// Parts of one device that wait so, however small: a batch of lines of 4 KiB has some 70, of usual ones a handful.
+const MOST_AHEAD: usize = 128;
 /// IMA lines held for one device; 100 000 entries have some 20 MB.
 const MAX_HELD_IMA: usize = 32 * 1024 * 1024;
 
@@ -131,7 +133,8 @@ impl Relay {
         let gather = match std::mem::take(&mut self.phase) {
             Phase::Gather(gather) => gather,
             Phase::Busy(Step::Unpacking(mut gather)) => {
-                let room = gather.bytes_ahead() + blob.part.as_slice().len() <= MAX_AHEAD;
+                let room = gather.ahead.len() < MOST_AHEAD
+                    && gather.bytes_ahead() + blob.part.as_slice().len() <= MAX_AHEAD;
                 if room {
                     gather.ahead.push_back(blob);
                 }
