@@ -2,7 +2,8 @@
 //! time. What it may cost is time, and no more of that than it takes itself and two intervals.
 //!
 //! A run is a pair of devices, each with a bridge's relay of its own, and one broker that can swap what is theirs. A
-//! tenth of the runs has a device that was truly tampered with. Then all lies together, for what two of them can do. `make lies` plays the long form, `make test` a short one.
+//! tenth of the runs has a device that was truly tampered with. Then all lies together, for what two of them can do.
+//! `make lies` plays the long form, `make test` a short one.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -11,7 +12,7 @@ use std::time::Duration;
 
 use keylime_mqtt_liar::{Flow, Forger, LIES, Liar, Plan, Stamp, Table};
 use keylime_mqtt_schemas::exchange::{Time, attester, relay};
-use keylime_mqtt_schemas::messages::{AkName, PcrValues, RefusedReason, Signed, Verdict};
+use keylime_mqtt_schemas::messages::{AkName, Digest, PcrValues, RefusedReason, Signed, Verdict};
 
 use super::attest::{Attest, CERTIFY, QUOTE, STATEMENT};
 use super::device::{Device, dense_log};
@@ -96,6 +97,31 @@ enum About {
     AsShipped,
 }
 
+/// What else there is to a play, drawn by its number: it has nothing to do with the lie and the flow.
+struct Drawn {
+    /// A tenth. Without an IMA policy nothing would be wrong, and an enrolment is about something else.
+    tampered: bool,
+    uefi: bool,
+    /// A quarter of the devices to which all lies are told.
+    sleeps: bool,
+}
+
+impl Drawn {
+    fn of(about: About, flow: Flow, seed: u64) -> Self {
+        let [tampered, uefi, sleeps, ..] = *Digest::of(&[b"play", &seed.to_be_bytes()]).as_bytes();
+        let sleeps = match about {
+            About::One(..) => flow == Flow::Sleeping,
+            About::All => flow != Flow::Reboot && sleeps < 64,
+            About::AsShipped => false,
+        };
+        Self {
+            tampered: tampered < 26 && !matches!(flow, Flow::Enrolment | Flow::Reboot),
+            uefi: uefi < 128 || matches!(flow, Flow::Logs | Flow::Reboot),
+            sleeps,
+        }
+    }
+}
+
 /// Lies between two devices of which one is lied about.
 struct Play {
     about: About,
@@ -104,6 +130,8 @@ struct Play {
     number: usize,
     seed: u64,
     tampered: bool,
+    /// A verdict before this is not on what the device is now.
+    judged_from: Time,
     liar: Rc<RefCell<Liar>>,
     worlds: [World; 2],
     label: String,
@@ -118,6 +146,8 @@ struct Outcome {
     back: Duration,
     /// An operator had to remove a registration, as SECURITY.md says.
     removed: bool,
+    /// The device was tampered with, and failed.
+    tampered: bool,
 }
 
 impl Play {
@@ -131,10 +161,10 @@ impl Play {
                 (Flow::Steady, format!("all lies together and all waits as shipped, seed {seed}"))
             }
         };
-        let tampered = seed % 10 == 9 && flow != Flow::Enrolment && flow != Flow::Reboot;
+        let drawn = Drawn::of(about, flow, seed);
         let liar = Rc::new(RefCell::new(Liar::new(seed, INTERVAL, Box::new(Stranger))));
         let worlds = [("victim", 1), ("neighbour", 2)].map(|(name, number)| {
-            let (device, policy) = device(name, number, flow, seed);
+            let (device, policy) = device(name, number, flow, &drawn);
             let (attester, relay) = match about {
                 // but for the wait before a repeat, which is a sixth of the shipped interval and of this one
                 About::AsShipped => {
@@ -145,7 +175,8 @@ impl Play {
             };
             World::new(device, policy, BTreeMap::new()).between(attester, relay, &liar)
         });
-        Self { about, flow, number: 0, seed, tampered, liar, worlds, label }
+        let tampered = drawn.tampered;
+        Self { about, flow, number: 0, seed, tampered, judged_from: Time::ZERO, liar, worlds, label }
     }
 
     /// Both worlds go on until `until` says so of the first, or the time is up.
@@ -199,6 +230,7 @@ impl Play {
             let victim = &mut self.worlds[0];
             victim.device.tampered = true;
             victim.device.grow(1);
+            self.judged_from = victim.now;
         }
         let plan = match self.about {
             About::One(lie, flow) => Plan::One(lie, flow, 1 + (self.label.len() % 2) as u32),
@@ -218,12 +250,33 @@ impl Play {
 
     /// Where all lies are told together, each time in another flow.
     fn next_flow(&mut self) {
-        const WITH_IMA: [Flow; 6] =
-            [Flow::Steady, Flow::BridgeRestart, Flow::Steady, Flow::Proof, Flow::First, Flow::Statement];
-        const WITHOUT: [Flow; 6] =
+        const AWAKE: [Flow; 7] = [
+            Flow::Steady,
+            Flow::BridgeRestart,
+            Flow::Logs,
+            Flow::Proof,
+            Flow::Steady,
+            Flow::First,
+            Flow::Statement,
+        ];
+        const ASLEEP: [Flow; 7] = [
+            Flow::Sleeping,
+            Flow::BridgeRestart,
+            Flow::Logs,
+            Flow::Proof,
+            Flow::Sleeping,
+            Flow::First,
+            Flow::Statement,
+        ];
+        const WITHOUT_IMA: [Flow; 6] =
             [Flow::Reboot, Flow::Steady, Flow::BridgeRestart, Flow::Reboot, Flow::Proof, Flow::Reboot];
         if matches!(self.about, About::All) {
-            let flows = if self.worlds[0].policy.ima { WITH_IMA } else { WITHOUT };
+            let victim = &self.worlds[0];
+            let flows: &[Flow] = match victim.device.sleep {
+                _ if !victim.policy.ima => &WITHOUT_IMA,
+                Some(_) => &ASLEEP,
+                None => &AWAKE,
+            };
             self.number += 1;
             let at = self.number * (1 + self.seed as usize % 5) + self.seed as usize;
             self.flow = flows[at % flows.len()];
@@ -239,11 +292,14 @@ impl Play {
     /// Something happens that makes both sides talk as the flow does.
     fn news(&mut self) {
         let flow = self.flow;
+        if matches!(flow, Flow::First | Flow::Logs) && is_judged(&self.worlds[0]) {
+            self.judged_from = self.worlds[0].now;
+        }
         for world in &mut self.worlds {
             let id = world.device.id.to_string();
             self.liar.borrow_mut().in_flow(&id, flow);
             match flow {
-                Flow::Enrolment | Flow::First | Flow::Logs if world.passes() == 0 => {}
+                Flow::Enrolment | Flow::First | Flow::Logs if !is_judged(world) => {}
                 // a device that lost what it knew of its enrolment, and an operator who removed it
                 Flow::Enrolment => {
                     world.device.enrolled = false;
@@ -262,6 +318,9 @@ impl Play {
                     world.device.grow(400);
                     world.uefi_cache.clear();
                     world.keylime.add(world.policy);
+                    if world.device.sleep.is_some() {
+                        wakes(world);
+                    }
                 }
                 Flow::Steady if world.policy.ima => world.device.grow(2),
                 Flow::Steady => {}
@@ -283,8 +342,7 @@ impl Play {
                 }
                 Flow::Sleeping => {
                     world.device.grow(1);
-                    world.disconnect();
-                    world.connect();
+                    wakes(world);
                 }
             }
             if matches!(flow, Flow::Proof | Flow::Statement | Flow::BridgeRestart | Flow::Reboot) {
@@ -296,13 +354,15 @@ impl Play {
     fn ends_well(mut self) -> Result<Outcome, String> {
         let stopped = self.worlds[0].now.max(self.worlds[0].latest) + ON_ITS_WAY;
         self.run(stopped, |_| false);
-        if self.flow == Flow::Sleeping {
+        if self.worlds[0].device.sleep.is_some() {
             // it wakes once more, as it would by itself
+            self.flow = Flow::Sleeping;
             self.news();
         }
-        let tampered = self.tampered;
-        let over = |world: &World| {
-            if tampered { world.verdicts().contains(&Verdict::Fail) } else { world.passes_since(stopped) > 0 }
+        let (tampered, judged_from) = (self.tampered, self.judged_from);
+        let over = |world: &World| match tampered {
+            true => failed_since(world, judged_from),
+            false => world.passes_since(stopped) > 0,
         };
         let limit = stopped + Duration::from_secs(400);
         // what the bridge was killed over before it could withdraw it: the result says what to do
@@ -323,7 +383,7 @@ impl Play {
                 let judged =
                     |world: &World| world.reports.iter().filter(|(_, report)| report.nonce.is_some()).count();
                 let judged = self.worlds.iter().map(judged).sum();
-                Ok(Outcome { table: self.liar.borrow().table().clone(), judged, back, removed })
+                Ok(Outcome { table: self.liar.borrow().table().clone(), judged, back, removed, tampered })
             }
         }
     }
@@ -356,12 +416,26 @@ impl Play {
     }
 }
 
-fn device(name: &str, number: u8, flow: Flow, seed: u64) -> (Device, Policy) {
+fn wakes(world: &mut World) {
+    world.disconnect();
+    world.connect();
+}
+
+/// Keylime has said what it thinks of the device, whatever that is.
+fn is_judged(world: &World) -> bool {
+    world.reports.iter().any(|(_, report)| matches!(report.verdict, Verdict::Pass | Verdict::Fail))
+}
+
+fn failed_since(world: &World, since: Time) -> bool {
+    world.reports.iter().any(|(at, report)| *at > since && report.verdict == Verdict::Fail)
+}
+
+fn device(name: &str, number: u8, flow: Flow, drawn: &Drawn) -> (Device, Policy) {
     let mut device = Device::new(name, number);
     let policy = match flow {
         // with an IMA policy Keylime fails every device that reboots
-        Flow::Reboot => Policy { ima: false, uefi: true },
-        _ => Policy { ima: true, uefi: flow == Flow::Logs || seed.is_multiple_of(2) },
+        Flow::Reboot => Policy { ima: false, uefi: drawn.uefi },
+        _ => Policy { ima: true, uefi: drawn.uefi },
     };
     if policy.ima {
         device.grow(if flow == Flow::Logs { 700 } else { 20 });
@@ -369,7 +443,7 @@ fn device(name: &str, number: u8, flow: Flow, seed: u64) -> (Device, Policy) {
     if policy.uefi {
         device.uefi = Some(dense_log(30_000));
     }
-    device.sleep = (flow == Flow::Sleeping).then_some(0);
+    device.sleep = drawn.sleeps.then_some(0);
     device.enrol_again_after = INTERVAL;
     (device, policy)
 }
@@ -383,6 +457,10 @@ struct Sum {
     slowest: Duration,
     /// Plays in which an operator had to act.
     removed: usize,
+    /// Plays of one lie in this flow in which the device was tampered with.
+    tampered: BTreeMap<Flow, usize>,
+    /// The same of all lies together.
+    tampered_together: usize,
     failed: Vec<String>,
 }
 
@@ -419,6 +497,11 @@ impl Sum {
                 self.judged += outcome.judged;
                 self.slowest = self.slowest.max(outcome.back);
                 self.removed += usize::from(outcome.removed);
+                let tampered = match about {
+                    About::One(_, flow) => self.tampered.entry(flow).or_default(),
+                    About::All | About::AsShipped => &mut self.tampered_together,
+                };
+                *tampered += usize::from(outcome.tampered);
             }
             Err(failed) => self.failed.push(failed),
         }
@@ -430,6 +513,10 @@ impl Sum {
         self.plays += other.plays;
         self.slowest = self.slowest.max(other.slowest);
         self.removed += other.removed;
+        for (flow, plays) in other.tampered {
+            *self.tampered.entry(flow).or_default() += plays;
+        }
+        self.tampered_together += other.tampered_together;
         self.failed.extend(other.failed);
     }
 
@@ -461,12 +548,22 @@ fn each_lie_in_each_flow_fifty_times() {
     sum.add(as_shipped);
     println!("{} attestations judged, {} lies told", sum.judged, sum.table.total());
     println!("the slowest device was back {:?} after the last lie", sum.slowest);
+    println!(
+        "tampered with: in {:?} plays of one lie, in {} of all lies together",
+        sum.tampered, sum.tampered_together
+    );
     println!("in {} plays an operator had to remove a forged registration", sum.removed);
     if let Ok(file) = std::env::var("LIES_TABLE") {
         std::fs::write(file, format!("{}judged\t{}\n", sum.table.to_lines(), sum.judged)).unwrap();
     }
     sum.is_good();
     assert_eq!(below, [], "told less often than fifty times by themselves");
+    for flow in Flow::ALL {
+        let expected = !matches!(flow, Flow::Enrolment | Flow::Reboot);
+        let had = sum.tampered.get(&flow).is_some_and(|plays| *plays > 0);
+        assert_eq!(had, expected, "{flow}: devices that were tampered with");
+    }
+    assert!(sum.tampered_together > 0);
 }
 
 #[test]
