@@ -203,23 +203,24 @@ impl Reader {
     fn carry(&self, publish: &rumqttc::Publish) {
         let topics = Topics::default();
         let now = Instant::now();
-        let due =
-            |at, topic, payload, retain| Due { at, to: self.from, topic, payload, retain, qos: publish.qos };
         let parsed = topics.parse(&publish.topic);
-        let id = match &parsed {
-            Ok(Topic::Evidence(id, _) | Topic::Challenge(id)) => id.as_str(),
-            // Presence is retained at the bridge's broker too, however it came here.
-            Ok(_) => {
-                self.give.send(due(now, publish.topic.clone(), publish.payload.to_vec(), true)).ok();
-                return;
-            }
-            Err(_) => return,
+        let (id, on) = match &parsed {
+            Ok(Topic::Evidence(id, _) | Topic::Challenge(id)) => (id, self.from),
+            Ok(Topic::Presence(id)) => (id, Direction::Presence),
+            Ok(_) | Err(_) => return,
         };
         let mut liar = self.liar.lock().unwrap_or_else(PoisonError::into_inner);
-        for lied in liar.pass(id, self.from, &publish.payload, self.started.elapsed()) {
-            let topic = publish.topic.replacen(id, &lied.device, 1);
+        for lied in liar.pass(id.as_str(), on, &publish.payload, self.started.elapsed()) {
+            let topic = if lied.on == on {
+                publish.topic.replacen(id.as_str(), &lied.device, 1)
+            } else {
+                topics.presence(id)
+            };
+            // Presence is retained at the bridge's broker too, however it came here.
+            let retain = lied.on == Direction::Presence;
+            let (at, to, payload, qos) = (now + lied.after, lied.on, lied.payload, publish.qos);
             // The publisher goes with the test.
-            self.give.send(due(now + lied.after, topic, lied.payload, false)).ok();
+            self.give.send(Due { at, to, topic, payload, retain, qos }).ok();
         }
     }
 }
@@ -249,7 +250,7 @@ fn publish(
         while waiting.first_key_value().is_some_and(|((at, _), _)| *at <= now) {
             let Some((_, due)) = waiting.pop_first() else { break };
             // What a device says goes to the bridge's broker, and the other way round.
-            let client = if due.to == Direction::Up { to_bridges } else { to_devices };
+            let client = if due.to == Direction::Down { to_devices } else { to_bridges };
             if client.publish(due.topic, due.qos, due.retain, due.payload).is_err() {
                 return;
             }

@@ -195,11 +195,11 @@ impl Play {
                 world.now = world.now.max(slice);
             }
             let [first, second] = &mut self.worlds;
-            for (direction, lied) in std::mem::take(&mut first.astray) {
-                second.arrive(direction, lied);
+            for lied in std::mem::take(&mut first.astray) {
+                second.arrive(lied);
             }
-            for (direction, lied) in std::mem::take(&mut second.astray) {
-                first.arrive(direction, lied);
+            for lied in std::mem::take(&mut second.astray) {
+                first.arrive(lied);
             }
         }
     }

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use keylime_mqtt_liar::{Delivery as Lied, Direction, Liar};
+use keylime_mqtt_schemas::codec::{decode, encode};
 use keylime_mqtt_schemas::compact::Reference;
 use keylime_mqtt_schemas::exchange::attester::{self, Attester};
 use keylime_mqtt_schemas::exchange::relay::{
@@ -20,7 +21,7 @@ use keylime_mqtt_schemas::exchange::relay::{Activated, Offered, Proven};
 use keylime_mqtt_schemas::exchange::{Delivery, Time, relay::Report};
 use keylime_mqtt_schemas::fragment::Reassembly;
 use keylime_mqtt_schemas::messages::{
-    AkName, Digest, LaterReason, Outcome, Question, RefusedReason, Up, Verdict,
+    AkName, Digest, LaterReason, Outcome, Presence, Question, RefusedReason, Up, Verdict,
 };
 use keylime_mqtt_schemas::wire::{pack_down, pack_up, unpack_down, unpack_up};
 
@@ -67,7 +68,7 @@ pub(crate) const FAULTS: [Fault; 7] = [
 enum Event {
     ToBridge(Vec<u8>, Delivery),
     ToDevice(Vec<u8>, Delivery),
-    Present,
+    Presence(Vec<u8>),
     DeviceConnected(u32),
     Command(Box<Command>, u32),
     Answer(Box<Done>, u32),
@@ -146,7 +147,7 @@ pub(crate) struct World {
     /// The broker, where it is a hostile one.
     pub(crate) liar: Option<Rc<RefCell<Liar>>>,
     /// What the liar has for the other devices.
-    pub(crate) astray: Vec<(Direction, Lied)>,
+    pub(crate) astray: Vec<Lied>,
     /// When the last of what it delayed arrives.
     pub(crate) latest: Time,
     attester_settings: attester::Settings,
@@ -225,10 +226,11 @@ impl World {
     }
 
     /// Something arrives for this device that was another's.
-    pub(crate) fn arrive(&mut self, direction: Direction, lied: Lied) {
-        let event = match direction {
+    pub(crate) fn arrive(&mut self, lied: Lied) {
+        let event = match lied.on {
             Direction::Up => Event::ToBridge(lied.payload, Delivery::Assured),
             Direction::Down => Event::ToDevice(lied.payload, Delivery::Assured),
+            Direction::Presence => Event::Presence(lied.payload),
         };
         self.latest = self.latest.max(self.now + lied.after);
         self.push(NETWORK + lied.after, event);
@@ -314,7 +316,11 @@ impl World {
         self.reassembly = Reassembly::default();
         self.uefi_cache.clear();
         // the retained presence
-        self.push(RECONNECT, Event::Present);
+        if self.liar.is_some() {
+            self.pass(Direction::Presence, &presence(), RECONNECT);
+        } else {
+            self.push(RECONNECT, Event::Presence(presence()));
+        }
     }
 
     fn happen(&mut self, event: Event) {
@@ -360,10 +366,13 @@ impl World {
             (Fault::Lost | Fault::Refused, event @ (Event::Answer(..) | Event::DeviceConnected(_))) => {
                 self.deliver(event);
             }
-            (Fault::Lost | Fault::Refused, Event::ToBridge(..) | Event::ToDevice(..) | Event::Present) => {}
+            (
+                Fault::Lost | Fault::Refused,
+                Event::ToBridge(..) | Event::ToDevice(..) | Event::Presence(_),
+            ) => {}
             (Fault::Late, event) => self.push(Duration::from_secs(30), event),
             (Fault::Overtaken, event) => self.push(NETWORK * 3, event),
-            (Fault::Twice, event @ (Event::ToBridge(..) | Event::ToDevice(..) | Event::Present)) => {
+            (Fault::Twice, event @ (Event::ToBridge(..) | Event::ToDevice(..) | Event::Presence(_))) => {
                 self.push(Duration::from_millis(400), event.clone());
                 self.deliver(event);
             }
@@ -409,10 +418,14 @@ impl World {
                 Err(_) if self.liar.is_some() => {}
                 Err(error) => panic!("a question of an honest bridge: {error}"),
             },
-            Event::Present => self.relay.handle(relay::Input::Present, now),
+            Event::Presence(payload) => {
+                if matches!(decode(&payload), Ok(Presence { online: true })) {
+                    self.relay.handle(relay::Input::Present, now);
+                }
+            }
             Event::DeviceConnected(life) if life == self.agent_life => {
                 self.attester.handle(attester::Input::Connected, now);
-                self.push(NETWORK, Event::Present);
+                self.publish(Direction::Presence, presence(), Delivery::Assured);
             }
             Event::Command(command, life) if life == self.bridge_life => {
                 if let Some(done) = self.execute(&command, now) {
@@ -480,22 +493,30 @@ impl World {
     }
 
     fn publish(&mut self, direction: Direction, payload: Vec<u8>, delivery: Delivery) {
-        let Some(liar) = &self.liar else {
+        if self.liar.is_none() {
             let (takes, event) = match direction {
                 Direction::Up => (self.takes_up(payload.len()), Event::ToBridge(payload, delivery)),
                 Direction::Down => {
                     (self.slow.map_or(NETWORK, |slow| slow.one_way), Event::ToDevice(payload, delivery))
                 }
+                Direction::Presence => (NETWORK, Event::Presence(payload)),
             };
             return self.push(takes, event);
-        };
+        }
+        self.pass(direction, &payload, Duration::ZERO);
+    }
+
+    /// By way of the hostile broker, of which nothing comes before so long.
+    fn pass(&mut self, direction: Direction, payload: &[u8], after: Duration) {
         let id = self.device.id.as_str();
-        let arrives = liar.borrow_mut().pass(id, direction, &payload, self.now);
+        let Some(liar) = &self.liar else { return };
+        let arrives = liar.borrow_mut().pass(id, direction, payload, self.now);
         for lied in arrives {
+            let lied = Lied { after: after + lied.after, ..lied };
             if lied.device == self.device.id.as_str() {
-                self.arrive(direction, lied);
+                self.arrive(lied);
             } else {
-                self.astray.push((direction, lied));
+                self.astray.push(lied);
             }
         }
     }
@@ -585,6 +606,10 @@ impl World {
         self.sent += 1;
         self.queue.insert((self.now + after, self.sent), event);
     }
+}
+
+fn presence() -> Vec<u8> {
+    encode(&Presence { online: true }).unwrap()
 }
 
 fn told(event: &Event) -> String {

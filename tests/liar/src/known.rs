@@ -9,6 +9,8 @@ use rand::Rng as _;
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom as _;
 
+use crate::liar::Direction;
+
 /// Messages remembered per device and direction.
 const REMEMBERED: usize = 64;
 /// Tickets remembered per device.
@@ -36,11 +38,12 @@ pub trait Forger {
 /// What was seen of one device.
 #[derive(Debug, Default)]
 pub(crate) struct Memory {
-    pub(crate) up: VecDeque<Vec<u8>>,
-    pub(crate) down: VecDeque<Vec<u8>>,
+    up: VecDeque<Vec<u8>>,
+    down: VecDeque<Vec<u8>>,
+    presence: VecDeque<Vec<u8>>,
     /// The same from before the last restart of either side.
-    pub(crate) former_up: VecDeque<Vec<u8>>,
-    pub(crate) former_down: VecDeque<Vec<u8>>,
+    former_up: VecDeque<Vec<u8>>,
+    former_down: VecDeque<Vec<u8>>,
     pub(crate) tickets: VecDeque<Bounded<MAX_TICKET>>,
     pub(crate) last: BTreeMap<&'static str, Up>,
     /// Nonces of the last challenge and the last `Prove`.
@@ -58,6 +61,27 @@ impl Memory {
         remember(&mut self.up, payload.to_vec(), REMEMBERED);
         if let Some(up) = up {
             self.last.insert(up.kind(), up.clone());
+        }
+    }
+
+    pub(crate) fn saw_presence(&mut self, payload: &[u8]) {
+        remember(&mut self.presence, payload.to_vec(), REMEMBERED);
+    }
+
+    pub(crate) fn past(&self, direction: Direction) -> &VecDeque<Vec<u8>> {
+        match direction {
+            Direction::Up => &self.up,
+            Direction::Down => &self.down,
+            Direction::Presence => &self.presence,
+        }
+    }
+
+    /// From before the last restart; a presence is the same then.
+    pub(crate) fn former(&self, direction: Direction) -> Option<&VecDeque<Vec<u8>>> {
+        match direction {
+            Direction::Up => Some(&self.former_up),
+            Direction::Down => Some(&self.former_down),
+            Direction::Presence => None,
         }
     }
 

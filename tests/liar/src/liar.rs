@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use keylime_mqtt_schemas::codec::{decode, encode};
-use keylime_mqtt_schemas::messages::{Down, Up};
+use keylime_mqtt_schemas::messages::{Down, Presence, Up};
 use rand::rngs::StdRng;
 use rand::seq::{IndexedRandom as _, SliceRandom as _};
 use rand::{Rng as _, SeedableRng as _};
@@ -20,21 +20,27 @@ const FLOOD: usize = 30;
 const LATE_INTERVALS: u32 = 2;
 /// Copies of a message come apart by this.
 const APART: Duration = Duration::from_millis(20);
+/// So many forged presences at most, within an interval.
+const PRESENCES: u32 = 8;
 
-/// Which way a message goes.
+/// Which way a message goes, and on which of the device's topics.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Direction {
     /// From a device to the bridge.
     Up,
     /// From the bridge to a device.
     Down,
+    /// From a device to the bridge: that it is there, or gone.
+    Presence,
 }
 
-/// What arrives: at whose topic, how much later than it would have, and what.
+/// What arrives: on which topic of which device, how much later than it would have, and what.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Delivery {
     /// The device in the topic.
     pub device: String,
+    /// What the topic is for.
+    pub on: Direction,
     /// After so long.
     pub after: Duration,
     /// What.
@@ -147,17 +153,18 @@ impl Liar {
         match &said {
             Said::Up(up) => memory.saw_up(payload, Some(up)),
             Said::Down(down) => memory.saw_down(payload, Some(down)),
-            Said::Part(Direction::Up) => memory.saw_up(payload, None),
-            Said::Part(Direction::Down) => memory.saw_down(payload, None),
+            Said::Other(Direction::Up) => memory.saw_up(payload, None),
+            Said::Other(Direction::Down) => memory.saw_down(payload, None),
+            Said::Other(Direction::Presence) => memory.saw_presence(payload),
         }
         let context = self.flows.get(device).copied().unwrap_or(Flow::First);
         let flow = said.kind().and_then(Flow::of_kind).unwrap_or(context);
         let waited = self.held.remove(&(device.to_owned(), direction));
-        let mut deliveries = self.lie(device, direction, payload, &said, flow, now).unwrap_or_else(|| {
-            vec![Delivery { device: device.to_owned(), after: Duration::ZERO, payload: payload.to_vec() }]
-        });
+        let mut deliveries = self
+            .lie(device, direction, payload, &said, flow, now)
+            .unwrap_or_else(|| vec![arrives(device, direction, Duration::ZERO, payload)]);
         if let Some(payload) = waited {
-            deliveries.push(Delivery { device: device.to_owned(), after: APART, payload });
+            deliveries.push(arrives(device, direction, APART, &payload));
         }
         deliveries
     }
@@ -173,10 +180,10 @@ impl Liar {
         now: Duration,
     ) -> Option<Vec<Delivery>> {
         for lie in self.candidates(flow) {
-            if let Some(arrives) = self.tell(lie, device, direction, payload, said) {
+            if let Some(deliveries) = self.tell(lie, device, direction, payload, said) {
                 self.table.cell(lie, flow).told += 1;
                 self.open.push(Open { device: device.to_owned(), lie, flow, at: now });
-                return Some(arrives);
+                return Some(deliveries);
             }
         }
         None
@@ -214,7 +221,7 @@ impl Liar {
         payload: &[u8],
         said: &Said,
     ) -> Option<Vec<Delivery>> {
-        let at_once = |payload| vec![Delivery { device: device.to_owned(), after: Duration::ZERO, payload }];
+        let at_once = |payload: Vec<u8>| vec![arrives(device, direction, Duration::ZERO, &payload)];
         match &LIES.get(lie)?.tell {
             Tell::Traffic(traffic) => self.divert(*traffic, device, direction, payload),
             Tell::Bytes(edit) => {
@@ -258,11 +265,7 @@ impl Liar {
         direction: Direction,
         payload: &[u8],
     ) -> Option<Vec<Delivery>> {
-        let to = |device: &str, after, payload: &[u8]| Delivery {
-            device: device.to_owned(),
-            after,
-            payload: payload.to_vec(),
-        };
+        let to = |device: &str, after, payload: &[u8]| arrives(device, direction, after, payload);
         let real = to(device, Duration::ZERO, payload);
         Some(match traffic {
             Traffic::Drop => Vec::new(),
@@ -277,8 +280,8 @@ impl Liar {
             }
             Traffic::Replay => {
                 let memory = self.memories.get(device)?;
-                let past = if direction == Direction::Up { &memory.up } else { &memory.down };
-                let past: Vec<&Vec<u8>> = past.iter().filter(|past| *past != payload).collect();
+                let past: Vec<&Vec<u8>> =
+                    memory.past(direction).iter().filter(|past| *past != payload).collect();
                 let past = past.choose(&mut self.rng)?;
                 if self.rng.random() {
                     vec![to(device, Duration::ZERO, past)]
@@ -288,8 +291,7 @@ impl Liar {
             }
             Traffic::ReplayFormer => {
                 let memory = self.memories.get(device)?;
-                let past = if direction == Direction::Up { &memory.former_up } else { &memory.former_down };
-                let past: Vec<&Vec<u8>> = past.iter().collect();
+                let past: Vec<&Vec<u8>> = memory.former(direction)?.iter().collect();
                 let past = past.choose(&mut self.rng)?;
                 if self.rng.random() {
                     vec![to(device, Duration::ZERO, past)]
@@ -301,31 +303,44 @@ impl Liar {
                 let others: Vec<&String> = self.memories.keys().filter(|other| *other != device).collect();
                 let other = (*others.choose(&mut self.rng)?).clone();
                 let memory = self.memories.get(&other)?;
-                let theirs = if direction == Direction::Up { memory.up.back() } else { memory.down.back() };
-                let mut arrives = vec![to(&other, Duration::ZERO, payload)];
-                arrives.extend(theirs.map(|theirs| to(device, Duration::ZERO, theirs)));
-                arrives
+                let theirs = memory.past(direction).back();
+                let mut both = vec![to(&other, Duration::ZERO, payload)];
+                both.extend(theirs.map(|theirs| to(device, Duration::ZERO, theirs)));
+                both
             }
             Traffic::Flood => {
-                let mut arrives = vec![real];
+                let mut all = vec![real];
                 for at in 1..=FLOOD {
                     let after = APART * u32::try_from(at).unwrap_or(u32::MAX);
-                    arrives.push(to(device, after, payload));
+                    all.push(to(device, after, payload));
                     let rubbish: Vec<u8> =
                         (0..self.rng.random_range(0..200)).map(|_| self.rng.random()).collect();
-                    arrives.push(to(device, after, &rubbish));
+                    all.push(to(device, after, &rubbish));
                 }
-                arrives
+                all
+            }
+            Traffic::Presence => {
+                let mut all = vec![real];
+                for _ in 0..self.rng.random_range(1..=PRESENCES) {
+                    let presence = encode(&Presence { online: self.rng.random() }).ok()?;
+                    let after = self.interval.mul_f64(self.rng.random_range(0.0..1.0));
+                    all.push(arrives(device, Direction::Presence, after, &presence));
+                }
+                all
             }
         })
     }
 }
 
-/// A payload as far as it can be read: a part of a longer message tells nothing of itself.
+fn arrives(device: &str, on: Direction, after: Duration, payload: &[u8]) -> Delivery {
+    Delivery { device: device.to_owned(), on, after, payload: payload.to_vec() }
+}
+
+/// A payload as far as it can be read: a part of a longer message tells nothing of itself, and a presence nothing else.
 enum Said {
     Up(Box<Up>),
     Down(Box<Down>),
-    Part(Direction),
+    Other(Direction),
 }
 
 impl Said {
@@ -333,15 +348,16 @@ impl Said {
         let read = match direction {
             Direction::Up => decode(payload).map(|up| Self::Up(Box::new(up))),
             Direction::Down => decode(payload).map(|down| Self::Down(Box::new(down))),
+            Direction::Presence => return Self::Other(direction),
         };
-        read.unwrap_or(Self::Part(direction))
+        read.unwrap_or(Self::Other(direction))
     }
 
     fn kind(&self) -> Option<&'static str> {
         match self {
             Self::Up(up) => Some(up.kind()),
             Self::Down(down) => Some(down.question.kind()),
-            Self::Part(_) => None,
+            Self::Other(_) => None,
         }
     }
 }

@@ -49,6 +49,8 @@ pub(crate) enum Traffic {
     ReplayFormer,
     Swap,
     Flood,
+    /// As it is, and then the device is said to come and go.
+    Presence,
 }
 
 use Flow::{BridgeRestart, Enrolment, First, Logs, Proof, Reboot, Sleeping, Statement, Steady};
@@ -89,6 +91,7 @@ pub const LIES: &[Lie] = &[
     traffic("replayed from before a restart", TICKETED, Traffic::ReplayFormer),
     traffic("swapped with another device's", ANY, Traffic::Swap),
     traffic("flooded", ANY, Traffic::Flood),
+    traffic("a forged presence", ANY, Traffic::Presence),
     Lie { name: "a bit turned", flows: ANY, tell: Tell::Bytes(|bytes, rng| flip(bytes, rng)) },
     Lie {
         name: "truncated",
