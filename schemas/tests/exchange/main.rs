@@ -26,6 +26,7 @@ mod lies;
 mod links;
 mod logs;
 mod modest;
+mod play;
 mod review;
 mod standing;
 mod unanswered;

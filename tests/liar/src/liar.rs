@@ -361,3 +361,54 @@ impl Said {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use keylime_mqtt_schemas::messages::{Bounded, Signed};
+
+    use super::*;
+    use crate::known::Stamp;
+    use crate::lie::lie_named;
+
+    struct Nobody;
+
+    impl Forger for Nobody {
+        fn public(&self) -> Vec<u8> {
+            Vec::new()
+        }
+
+        fn sign(&self, _: Stamp<'_>) -> Signed {
+            Signed { attest: Bounded::default(), signature: Bounded::default() }
+        }
+    }
+
+    fn told(name: &str, direction: Direction, payload: &[u8]) -> Vec<Delivery> {
+        let mut liar = Liar::new(1, Duration::from_secs(10), Box::new(Nobody));
+        liar.in_flow("device-1", Flow::Steady);
+        liar.plan(Plan::One(lie_named(name).unwrap(), Flow::Steady, 1));
+        liar.pass("device-1", direction, payload, Duration::ZERO)
+    }
+
+    #[test]
+    fn a_presence_is_dropped_delayed_and_flooded_like_any_message_and_forged_beside_others() {
+        let online = encode(&Presence { online: true }).unwrap();
+        assert_eq!(told("dropped", Direction::Presence, &online), []);
+        let late = told("delayed", Direction::Presence, &online);
+        assert!(
+            matches!(&late[..], [one] if one.on == Direction::Presence && !one.after.is_zero()),
+            "{late:?}"
+        );
+        let flood = told("flooded", Direction::Presence, &online);
+        assert_eq!(flood.iter().filter(|one| one.payload == online).count(), 1 + FLOOD);
+        for direction in [Direction::Up, Direction::Down] {
+            let arrives = told("a forged presence", direction, b"said");
+            let (said, forged) = arrives.split_first().unwrap();
+            assert_eq!((said.on, &said.payload[..]), (direction, &b"said"[..]));
+            assert!(!forged.is_empty());
+            for one in forged {
+                assert_eq!(one.on, Direction::Presence);
+                decode::<Presence>(&one.payload).unwrap();
+            }
+        }
+    }
+}
