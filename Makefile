@@ -47,9 +47,10 @@ lies: setup
 		--ignored --nocapture each_lie_in_each_flow_fifty_times
 	@$(CARGO) run --release --quiet --bin keylime-mqtt-lies -- --simulated .run/lies-simulated.tsv $(LIES)
 
-# SEED=7 draws another plan, the same one each time; KILLS=50 is a shorter run. CHAOS takes further options.
-chaos: setup build
-	@$(CARGO) run --quiet --bin keylime-mqtt-chaos -- $(CHAOS)
+# Release builds. SEED=7 draws another plan, the same one each time; KILLS=50 is a shorter run. CHAOS takes further options.
+chaos: setup
+	$(CARGO) build --release --workspace --bins
+	@$(CARGO) run --release --quiet --bin keylime-mqtt-chaos -- $(CHAOS)
 
 lint:
 	$(CARGO) fmt --all -- --check

@@ -22,6 +22,7 @@
 //! | [`campaign`] | a fleet under lies, and what is true in the end |
 //! | [`netlab`] | devices behind firewalls, NAT, proxies and bad links |
 //! | [`link`], [`disk`] | ways that are cut, stalled or slow; disks that are full |
+//! | [`held`] | what a process that lives on holds |
 //! | [`observe`] | a client that sees what relying parties see, and one that sees everything |
 //! | [`process`], [`scratch`], [`ports`], [`eventually`], [`binaries`] | nothing left behind, nothing fixed, nothing guessed |
 
@@ -38,6 +39,7 @@ pub mod clock;
 pub mod device;
 pub mod disk;
 pub mod eventually;
+pub mod held;
 pub mod ima;
 pub mod keylime;
 pub mod keylime_config;

@@ -1,16 +1,11 @@
 //! What processes and TPMs hold: memory, file descriptors, files, handles. None may grow.
 
 use crate::rig::Rig;
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
+use keylime_mqtt_tests::held::Held;
+use keylime_mqtt_tests::process::Process;
 use std::fs;
 use std::path::Path;
-
-/// Of a process that lives on.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Process {
-    pub(crate) rss_kib: u64,
-    pub(crate) descriptors: usize,
-}
 
 /// Of a directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,20 +14,58 @@ pub(crate) struct Files {
     pub(crate) bytes: u64,
 }
 
-pub(crate) fn process(pid: u32) -> Result<Process> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let rss = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    let rss = rss.and_then(|rss| rss.split_whitespace().next()).context("no VmRSS")?;
-    let descriptors = fs::read_dir(format!("/proc/{pid}/fd"))?.count();
-    Ok(Process { rss_kib: rss.parse()?, descriptors })
+/// Every process that must not grow, from one moment on, each for as long as nobody kills it.
+pub(crate) struct Lives(Vec<Life>);
+
+/// Of one of them.
+pub(crate) struct Life {
+    pub(crate) who: String,
+    pid: u32,
+    /// How many faults it has lived through
+    pub(crate) faults: usize,
+    pub(crate) before: Held,
+    pub(crate) after: Held,
+    ended: bool,
 }
 
-pub(crate) fn bridge(rig: &mut Rig) -> Result<Process> {
-    process(rig.world.bridge.process()?.pid())
+impl Lives {
+    pub(crate) fn begin(rig: &mut Rig) -> Result<Self> {
+        let names = (0..rig.members.len()).map(|number| format!("agent {number}"));
+        let names = ["the bridge".to_owned()].into_iter().chain(names);
+        let lives = names.zip(running(rig)?).map(|(who, process)| {
+            let before = Held::by(process)?;
+            Ok(Life { who, pid: process.pid(), faults: 0, before, after: before, ended: false })
+        });
+        lives.collect::<Result<_>>().map(Self)
+    }
+
+    /// After a fault.
+    pub(crate) fn look(&mut self, rig: &mut Rig) -> Result<()> {
+        for (life, process) in self.0.iter_mut().zip(running(rig)?) {
+            // One that has ended by itself holds nothing; the watchman tells of it.
+            let held = Held::by(process).ok().filter(|_| process.pid() == life.pid && !life.ended);
+            if let Some(held) = held {
+                life.after = held;
+                life.faults += 1;
+            }
+            life.ended = held.is_none();
+        }
+        Ok(())
+    }
+
+    /// Those that lived through any fault.
+    pub(crate) fn told(&self) -> impl Iterator<Item = &Life> {
+        self.0.iter().filter(|life| life.faults > 0)
+    }
 }
 
-pub(crate) fn agents(rig: &mut Rig) -> Result<Vec<Process>> {
-    rig.members.iter_mut().map(|member| process(member.device.agent()?.pid())).collect()
+fn running(rig: &mut Rig) -> Result<Vec<&Process>> {
+    let bridge: &Process = rig.world.bridge.process()?;
+    let mut running = vec![bridge];
+    for member in &mut rig.members {
+        running.push(member.device.agent()?);
+    }
+    Ok(running)
 }
 
 /// Of all agents' states, and of the bridge's directory.
