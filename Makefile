@@ -38,7 +38,7 @@ bench-link: setup
 	$(CARGO) build --release --bin keylime-mqtt-bridge --bin keylime-mqtt-bench-link
 	@$(CARGO) run --release --quiet --bin keylime-mqtt-bench-link -- $(BENCH)
 
-# A hostile broker and a hostile device, long form: the simulated exchange for the bulk, real parts for the proof. SEED=…
+# A hostile broker and hostile devices, long form: the simulated exchange for the bulk, real parts for the proof. SEED=…
 # repeats a plan; LIES takes options: make lies LIES="--verdicts 200"
 lies: setup
 	@mkdir -p .run

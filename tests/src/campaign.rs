@@ -5,9 +5,12 @@
 //! the fleet is truly tampered with in the first round. In the end each verdict that was published is held against the
 //! verifier's own record of the attestation with that nonce.
 
+mod truth;
+
 use crate::between::HostileWorld;
 use crate::device::{Device, DeviceSettings, Reboot};
 use crate::eventually::within;
+use crate::held::Held;
 use crate::keylime_config::KeylimeSettings;
 use crate::observe::Seen;
 use crate::operator::Policies;
@@ -15,8 +18,9 @@ use crate::world::{ALLOWED_PROGRAMS, FOREIGN_PROGRAM, WorldSettings};
 use anyhow::{Result, anyhow, ensure};
 use keylime_mqtt_liar::{Flow, Plan, Table};
 use keylime_mqtt_schemas::messages::Verdict;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
+use truth::Record;
 
 /// A starved machine may take long; how long it took is in [`Came::back`].
 const PATIENCE: Duration = Duration::from_secs(300);
@@ -65,6 +69,8 @@ pub struct Came {
     pub devices: usize,
     /// Rounds
     pub rounds: usize,
+    /// What the bridge held before and after each round that it lived through
+    pub held: Vec<(Held, Held)>,
 }
 
 struct Member {
@@ -86,13 +92,14 @@ pub fn run(campaign: &Campaign, tell: impl Fn(&str)) -> Result<Came> {
     let bridge = vec![format!("verifier.sessions_per_minute={SESSIONS}")];
     let mut hostile =
         HostileWorld::start(&WorldSettings { keylime, bridge, ..WorldSettings::default() }, campaign.seed)?;
+    let record = Record::follow(&hostile.world)?;
     let mut members = muster(&hostile, 0..campaign.devices, campaign.interval)?;
     tell(&format!("{} devices pass; the lies begin", members.len()));
-    let (mut back, mut record) = (Vec::new(), BTreeMap::new());
+    let (mut back, mut held) = (Vec::new(), Vec::new());
     let (mut round, mut verdicts, mut judged) = (0, 0, 0);
     while round < campaign.rounds || verdicts < campaign.verdicts {
         hostile.between.plan(Plan::Any(campaign.one_in));
-        let began = Instant::now();
+        let (began, round_begins) = (Instant::now(), Held::by(hostile.world.bridge.process()?)?);
         stir(&mut hostile, &mut members, round)?;
         let newcomer = if round < campaign.newcomers {
             Some(join(&hostile, campaign.devices + round, campaign.interval)?)
@@ -107,8 +114,10 @@ pub fn run(campaign: &Campaign, tell: impl Fn(&str)) -> Result<Came> {
         let (stopped, mark) = (Instant::now(), hostile.world.observer()?.mark());
         let mut took = calm(&hostile, &members, mark, stopped)?;
         judged = hear(&hostile, judged)?;
-        let judged_by_now = hostile.world.keylime.attestations()?;
-        record.extend(judged_by_now.into_iter().filter(|(_, judged)| judged != "pending"));
+        let round_ends = Held::by(hostile.world.bridge.process()?)?;
+        if !restarts_bridge(round) {
+            held.push((round_begins, round_ends));
+        }
         if let Some(newcomer) = newcomer {
             members.push(enrolled(&hostile, newcomer)?);
         }
@@ -128,7 +137,7 @@ pub fn run(campaign: &Campaign, tell: impl Fn(&str)) -> Result<Came> {
     }
     let tampered = members.iter().filter(|member| member.tampered).count();
     let table = hostile.between.table();
-    Ok(Came { verdicts, table, back, tampered, devices: members.len(), rounds: round })
+    Ok(Came { verdicts, table, back, tampered, devices: members.len(), rounds: round, held })
 }
 
 fn settings(number: usize) -> Result<(DeviceSettings, Policies, bool, bool)> {
@@ -202,10 +211,14 @@ impl Member {
     }
 }
 
+fn restarts_bridge(round: usize) -> bool {
+    round % 2 == 1
+}
+
 /// What goes on while the broker lies, so that there is something to lie about in every flow.
 fn stir(hostile: &mut HostileWorld, members: &mut [Member], round: usize) -> Result<()> {
     let interval = hostile.world.keylime.settings().quote_interval;
-    let bridge_restarts = round % 2 == 1;
+    let bridge_restarts = restarts_bridge(round);
     if bridge_restarts {
         hostile.world.bridge.kill();
         if round % 4 == 3 {
@@ -327,31 +340,10 @@ fn nonces(hostile: &HostileWorld) -> Result<BTreeSet<String>> {
     Ok(nonces.into_iter().collect())
 }
 
-/// Each PASS that was published is one that the verifier gave: its record of that nonce says so where it was looked at in
-/// time, and there are no more of them than attestations that it let pass. An honest device was never failed, and one that
-/// was tampered with has not passed since it was first failed.
-fn is_true(hostile: &HostileWorld, member: &Member, record: &BTreeMap<String, String>) -> Result<()> {
+/// What was published of a device is true: an honest one was never failed, and one that was tampered with was.
+fn is_true(hostile: &HostileWorld, member: &Member, record: &Record) -> Result<()> {
     let id = member.device.id();
-    let results = hostile.world.observer()?.results(id);
-    let (mut failed, mut passed) = (false, BTreeSet::new());
-    for result in &results {
-        let Some(nonce) = &result.nonce_sha256 else {
-            ensure!(result.verdict != Verdict::Pass, "{id}: a PASS of no attestation");
-            continue;
-        };
-        match result.verdict {
-            Verdict::Pass => {
-                let judged = record.get(nonce).map_or("pass", String::as_str);
-                ensure!(judged == "pass", "{id}: a false PASS for {nonce}: Keylime says {judged}");
-                ensure!(!failed, "{id}: PASS after FAIL");
-                passed.insert(nonce);
-            }
-            Verdict::Fail => failed = true,
-            _ => {}
-        }
-    }
-    let given = hostile.world.keylime.passes(id);
-    ensure!(passed.len() <= given, "{id}: {} PASSes published, {given} given", passed.len());
+    let failed = truth::is_true(&hostile.world, id, record)?;
     ensure!(failed == member.tampered, "{id}: failed: {failed}, tampered with: {}", member.tampered);
     if member.tampered { Ok(()) } else { hostile.world.never_failed(&member.device) }
 }

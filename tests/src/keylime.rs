@@ -10,8 +10,6 @@ use crate::process::Process;
 use crate::scratch::Scratch;
 use anyhow::{Context, Result, ensure};
 use nix::fcntl::{Flock, FlockArg};
-use sha2::{Digest as _, Sha256};
-use std::collections::BTreeMap;
 use std::fs;
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
@@ -24,15 +22,21 @@ const START_PATIENCE: Duration = Duration::from_secs(90);
 /// Keylime drains for two seconds (`shutdown_drain_timeout`).
 const STOP_GRACE: Duration = Duration::from_secs(20);
 
-/// Prints nonce and evaluation of each attestation.
-const ATTESTATIONS: &str = r#"
-import sqlite3, sys
-database = sqlite3.connect(f"file:{sys.argv[1]}?mode=ro", uri=True)
-query = """select hex(chosen_parameters__challenge), evaluation from evidence_items join attestations
+/// Prints agent, SHA-256 of the nonce and evaluation of each attestation as it is judged.
+const FOLLOW_RECORD: &str = r#"
+import hashlib, sqlite3, sys, time
+database = sqlite3.connect(f"file:{sys.argv[1]}?mode=ro", uri=True, timeout=60)
+query = """select attestations.agent_id, chosen_parameters__challenge, evaluation from evidence_items join attestations
     on attestations.agent_id = evidence_items.agent_id and attestations."index" = attestation_index
-    where evidence_class = 'certification'"""
-for nonce, evaluation in database.execute(query):
-    print(nonce, evaluation)
+    where evidence_class = 'certification' and evaluation <> 'pending'"""
+told = set()
+while True:
+    # All at once: while rows are read, the verifier cannot write.
+    for row in set(database.execute(query).fetchall()) - told:
+        agent, nonce, evaluation = row
+        print(agent, hashlib.sha256(nonce).hexdigest(), evaluation, flush=True)
+        told.add(row)
+    time.sleep(0.2)
 "#;
 
 /// Where a template of this version and form is kept.
@@ -210,23 +214,13 @@ impl Keylime {
         crate::scratch::read_log(&self.logs.join("registrar.log"))
     }
 
-    /// The verifier's record of attestations, from its database, for its API fails to list them: SHA-256 of the nonce, and
-    /// `pass`, `fail` or `pending`. It keeps the last few of each agent.
-    pub fn attestations(&self) -> Result<BTreeMap<String, String>> {
+    /// Follows the verifier's record of attestations, for as long as the process lives: each line of `file` has an agent, the
+    /// SHA-256 of a nonce, and `pass` or `fail`. From its database, for its API fails to list them. It drops a PASS when the
+    /// next has come (`engine_driver.py`), an interval later, so this looks several times a second.
+    pub fn follow_record(&self, file: &Path) -> Result<Process> {
         let database = self.state().join("cv_data.sqlite");
-        let output = self.program("python3").args(["-c", ATTESTATIONS]).arg(database).output()?;
-        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        let mut record = BTreeMap::new();
-        for line in String::from_utf8_lossy(&output.stdout).lines() {
-            let (nonce, judged) = line.split_once(' ').context("a nonce and a word")?;
-            record.insert(hex::encode(Sha256::digest(hex::decode(nonce)?)), judged.to_owned());
-        }
-        Ok(record)
-    }
-
-    /// How many attestations of this agent the verifier has let pass, by its log.
-    pub fn passes(&self, id: &str) -> usize {
-        self.verifier_log().matches(&format!("for agent '{id}' successfully passed verification")).count()
+        let mut command = self.program("python3");
+        Process::spawn("the record's reader", command.args(["-c", FOLLOW_RECORD]).arg(database), file)
     }
 
     /// Whether this agent is activated: a registration that comes after makes it inactive again until it is

@@ -1,12 +1,17 @@
-//! A hostile device: thousands of messages a second, rubbish, messages that never end, and enrolment in a loop. What it
-//! costs the others is the time from a challenge to its verdict, in one run: first without it, then with it.
+//! Hostile devices: thousands of messages a second, rubbish, messages that never end, enrolment in a loop, a log without an
+//! end. What they cost the others is the time from a challenge to its verdict, in one run: first without them, then with
+//! them. What they cost the bridge is memory.
 
-use anyhow::{Context, Result, ensure};
-use keylime_mqtt_schemas::codec::{decode, encode};
-use keylime_mqtt_schemas::messages::{Down, Enrol, Question, Up, Verdict};
+mod hostile;
+
+use anyhow::{Context, Result, anyhow, ensure};
+use hostile::{Hostile, Sent};
+use keylime_mqtt_schemas::codec::decode;
+use keylime_mqtt_schemas::messages::{Down, Question, Verdict};
 use keylime_mqtt_tests::device::DeviceSettings;
+use keylime_mqtt_tests::held::Held;
 use keylime_mqtt_tests::keylime_config::KeylimeSettings;
-use keylime_mqtt_tests::observe::{Observer, Seen};
+use keylime_mqtt_tests::observe::Seen;
 use keylime_mqtt_tests::operator::Policies;
 use keylime_mqtt_tests::world::{World, WorldSettings};
 use std::collections::BTreeMap;
@@ -21,16 +26,19 @@ const SAMPLES: usize = 240;
 const MOST: f64 = 2.0;
 /// A phase that takes longer is stuck.
 const PATIENCE: Duration = Duration::from_secs(300);
-/// Where the hostile device may speak.
-const TOPIC: &str = "keylime/v1/hostile/evidence";
+/// A token's time, in seconds: the device that was attested needs no new one.
+const SESSION: u32 = 3600;
+/// What the bridge may hold for the endless log (`MAX_HELD_IMA`) and for a message in parts, beside what allocators keep.
+const HELD_KIB: u64 = 33 * 1024;
 
 /// Measures, prints and claims.
-pub(crate) fn hostile_device() -> Result<()> {
-    println!("\n==> a hostile device beside {DEVICES} honest ones");
+pub(crate) fn hostile_devices() -> Result<()> {
+    println!("\n==> hostile devices beside {DEVICES} honest ones");
     let keylime = KeylimeSettings {
         quote_interval: 2,
         sessions_per_ip: 60_000,
         sessions_per_agent: 60_000,
+        session_lifetime: SESSION,
         ..KeylimeSettings::default()
     };
     let mut world = World::start(&WorldSettings { keylime, ..WorldSettings::default() })?;
@@ -43,26 +51,18 @@ pub(crate) fn hostile_device() -> Result<()> {
             )
         })
         .collect::<Result<Vec<_>>>()?;
+    let hostile = Hostile::prepare(&world)?;
     // what the flood says does not pass the stopwatch
     world.observe(&["keylime/v1/+/challenge", "keylime/v1/+/result"])?;
     let quiet = timed(&world)?;
-    let (flooding, sent) = (AtomicBool::new(true), AtomicU64::new(0));
-    let flooded = std::thread::scope(|scope| {
-        let hostile = scope.spawn(|| flood(&world, &flooding, &sent));
-        let began = Instant::now();
-        let flooded = timed(&world);
-        flooding.store(false, Ordering::Relaxed);
-        let told = hostile.join().map_err(|_| anyhow::anyhow!("the flood panicked"))?;
-        told?;
-        #[allow(clippy::cast_precision_loss)]
-        let rate = sent.load(Ordering::Relaxed) as f64 / began.elapsed().as_secs_f64();
-        println!("the hostile device sent {rate:.0} messages a second");
-        flooded
-    })?;
+    let held_before = Held::by(world.bridge.process()?)?;
+    let (flooded, sent) = flooded(&world, &hostile)?;
+    let held_with = Held::by(world.bridge.process()?)?;
     let (before, with) = (p99(&quiet)?, p99(&flooded)?);
     let ratio = with.as_secs_f64() / before.as_secs_f64();
     println!(
-        "challenge to verdict, p99 of {SAMPLES}: quiet {before:.0?}, with the flood {with:.0?}: {ratio:.2} times"
+        "challenge to verdict, p99 of {SAMPLES}: quiet {before:.0?}, with the flood {with:.0?}: {ratio:.2} times\n\
+         the bridge: {held_before} -> {held_with}"
     );
     let (succeeded, said) = world.bridge.ask(&["waiting", "--json"])?;
     ensure!(succeeded, "{said}");
@@ -71,8 +71,45 @@ pub(crate) fn hostile_device() -> Result<()> {
     for device in &devices {
         world.never_failed(device)?;
     }
+    for (what, count) in
+        [("registered the genuine TPM again", &sent.credentials), ("asked for the endless log", &sent.parts)]
+    {
+        ensure!(count.load(Ordering::Relaxed) > 1, "the bridge never {what}: the flood missed its aim");
+    }
+    ensure!(held_with.stays(&held_before, HELD_KIB), "the bridge grew by more than {HELD_KIB} KiB and slack");
     ensure!(ratio <= MOST, "the flood costs the others more than {MOST} times their quiet p99");
     Ok(())
+}
+
+/// Times while all hostile devices send, and what they sent.
+fn flooded(world: &World, hostile: &Hostile) -> Result<(Vec<Duration>, Sent)> {
+    let (flooding, sent) = (AtomicBool::new(true), Sent::default());
+    let began = Instant::now();
+    let times = std::thread::scope(|scope| {
+        let floods = [
+            scope.spawn(|| hostile.rubbish(world, &flooding, &sent)),
+            scope.spawn(|| hostile.enrols(world, &flooding, &sent)),
+            scope.spawn(|| hostile.endless_log(world, &flooding, &sent)),
+        ];
+        let times = timed(world);
+        flooding.store(false, Ordering::Relaxed);
+        for flood in floods {
+            flood.join().map_err(|_| anyhow!("a flood panicked"))??;
+        }
+        times
+    })?;
+    let seconds = began.elapsed().as_secs();
+    let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+    println!(
+        "in {seconds} s: {} messages of rubbish; {} Enrols of a genuine TPM, {} credentials; {} parts of the endless log that \
+         were asked for and {} that were not",
+        count(&sent.rubbish),
+        count(&sent.enrols),
+        count(&sent.credentials),
+        count(&sent.parts),
+        count(&sent.unasked)
+    );
+    Ok((times, sent))
 }
 
 /// Times from a challenge to the PASS it led to.
@@ -113,35 +150,4 @@ fn p99(times: &[Duration]) -> Result<Duration> {
     let mut sorted = times.to_vec();
     sorted.sort();
     sorted.get(sorted.len() * 99 / 100).copied().context("nothing was timed")
-}
-
-fn flood(world: &World, flooding: &AtomicBool, sent: &AtomicU64) -> Result<()> {
-    let certificate = world.pki.issue("hostile", &[])?;
-    let logs = world.scratch.logs();
-    let ca = world.pki.ca();
-    let filter = "keylime/v1/hostile/challenge";
-    let client = Observer::connect(world.broker.port(), &ca, &certificate, &[filter], &logs)?;
-    let enrol = encode(&Up::Enrol(Enrol {
-        ek_public: vec![7; 300].try_into()?,
-        ak_public: vec![8; 300].try_into()?,
-        ek_certificate: Some(vec![0x30; 4000].try_into()?),
-    }))?;
-    let rubbish = vec![0xff; 64];
-    for round in 0_u32.. {
-        if !flooding.load(Ordering::Relaxed) {
-            break;
-        }
-        // The first part of a message in 2000 parts, of which no other comes.
-        let endless = encode(&(round, 0_u16, 2000_u16, serde_bytes_of(400)))?;
-        for payload in [&enrol, &rubbish, &endless, &rubbish] {
-            client.publish(TOPIC, false, payload)?;
-            sent.fetch_add(1, Ordering::Relaxed);
-        }
-    }
-    Ok(())
-}
-
-/// A byte string as CBOR has it.
-fn serde_bytes_of(length: usize) -> keylime_mqtt_schemas::messages::Bounded<1024> {
-    vec![1; length].try_into().unwrap_or_default()
 }

@@ -2,7 +2,7 @@
 //!
 //! The bulk of the lies is told to the simulated exchange (`schemas/tests/exchange/broker.rs`), which writes what it
 //! counted to a file; this program tells the same lies to real parts and prints both tables, one added to the other.
-//! Then [`flood`] measures what a hostile device costs the others. `SEED=…` repeats a plan.
+//! Then [`flood`] measures what hostile devices cost the others. `SEED=…` repeats a plan.
 
 // Tables for a person and progress lines are what this program is for.
 #![allow(clippy::print_stdout)]
@@ -16,7 +16,7 @@ use keylime_mqtt_tests::campaign::{Campaign, run};
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// A hostile broker and a hostile device.
+/// A hostile broker and hostile devices.
 #[derive(Debug, Parser)]
 struct Arguments {
     /// All chance comes from it
@@ -40,7 +40,7 @@ struct Arguments {
     /// Rounds, at least
     #[arg(long, default_value_t = 4)]
     rounds: usize,
-    /// Only the hostile device
+    /// Only the hostile devices
     #[arg(long)]
     only_flood: bool,
 }
@@ -50,7 +50,7 @@ fn main() -> Result<()> {
     if !arguments.only_flood {
         hostile_broker(&arguments)?;
     }
-    flood::hostile_device()
+    flood::hostile_devices()
 }
 
 fn hostile_broker(arguments: &Arguments) -> Result<()> {
@@ -85,8 +85,13 @@ fn hostile_broker(arguments: &Arguments) -> Result<()> {
         at(0.99),
         at(1.0)
     );
+    for (before, after) in &came.held {
+        println!("the bridge over a round of lies: {before} -> {after}");
+    }
+    let grew = came.held.iter().filter(|(before, after)| !after.stays(before, 0)).count();
     let late = came.back.iter().filter(|back| **back > interval * 2).count();
     let claim = || {
+        ensure!(grew == 0, "the bridge grew in {grew} of {} rounds of lies", came.held.len());
         ensure!(late == 0, "{late} of {} times a device was back later than two intervals", came.back.len());
         Ok(())
     };
