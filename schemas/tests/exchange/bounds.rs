@@ -69,11 +69,13 @@ fn asked_for_lines(hand: &mut Hand) -> Need {
 }
 
 fn questions(outputs: &[relay::Output]) -> Vec<&Question> {
-    let question = |output| match output {
-        &relay::Output::Send(ref down, _) => Some(&down.question),
-        _ => None,
-    };
-    outputs.iter().filter_map(question).collect()
+    let mut questions = Vec::new();
+    for output in outputs {
+        if let relay::Output::Send(down, _) = output {
+            questions.push(&down.question);
+        }
+    }
+    questions
 }
 
 fn needed(outputs: &[relay::Output]) -> Option<Need> {
@@ -143,7 +145,7 @@ fn ahead(parts: usize, part: &[u8]) -> (usize, usize) {
 #[test]
 fn parts_that_come_while_another_is_unpacked_wait_in_a_bound_of_bytes_and_in_one_of_number() {
     let most = MAX_AHEAD / MAX_PART;
-    assert_eq!(ahead(10 * most, &[7; MAX_PART]), (most, MAX_AHEAD));
+    assert_eq!(ahead(10 * most, &vec![7; MAX_PART]), (most, MAX_AHEAD));
     assert_eq!(ahead(10 * MOST_AHEAD, &[7]), (MOST_AHEAD, MOST_AHEAD));
     assert_eq!(ahead(10 * MOST_AHEAD, &[]), (MOST_AHEAD, 0));
 }

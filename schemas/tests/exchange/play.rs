@@ -355,9 +355,8 @@ impl Play {
             self.news();
         }
         let (tampered, judged_from) = (self.tampered, self.judged_from);
-        let over = |world: &World| match tampered {
-            true => failed_since(world, judged_from),
-            false => world.passes_since(stopped) > 0,
+        let over = |world: &World| {
+            if tampered { failed_since(world, judged_from) } else { world.passes_since(stopped) > 0 }
         };
         let limit = stopped + Duration::from_secs(400);
         // what the bridge was killed over before it could withdraw it: the result says what to do
