@@ -356,6 +356,11 @@ impl Device {
         Ok(fs::remove_dir_all(self.state_dir())?)
     }
 
+    /// The logs that its kernel shows: IMA's and the firmware's.
+    pub fn kernel_logs(&self) -> [PathBuf; 2] {
+        [self.dir.join("ima"), self.uefi_log()]
+    }
+
     /// Firmware and kernel up to the moment when services start.
     fn boot(&mut self) -> Result<()> {
         self.boots += 1;

@@ -23,6 +23,7 @@
 //! | [`netlab`] | devices behind firewalls, NAT, proxies and bad links |
 //! | [`link`], [`disk`] | ways that are cut, stalled or slow; disks that are full |
 //! | [`held`] | what a process that lives on holds |
+//! | [`secrets`] | what must show nowhere |
 //! | [`observe`] | a client that sees what relying parties see, and one that sees everything |
 //! | [`process`], [`scratch`], [`ports`], [`eventually`], [`binaries`] | nothing left behind, nothing fixed, nothing guessed |
 
@@ -54,6 +55,7 @@ pub mod ports;
 pub mod process;
 pub mod programs;
 pub mod scratch;
+pub mod secrets;
 pub mod squid;
 pub mod stand_in;
 pub mod stranger;

@@ -4,6 +4,7 @@ use crate::eventually::eventually;
 use crate::ports::Port;
 use crate::process::{Process, remove_at_exit};
 use crate::scratch::{Scratch, read_log};
+use crate::secrets::Secret;
 use anyhow::{Result, ensure};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -85,7 +86,14 @@ impl Squid {
         &self.process
     }
 
-    fn password_file(&self) -> PathBuf {
+    /// User and password, as they are sent together, and the password.
+    pub fn credentials(&self) -> [Secret; 2] {
+        [format!("{USER}:{PASSWORD}"), PASSWORD.to_owned()]
+            .map(|text| Secret::kept_in("proxy's password", text, &self.password_file()))
+    }
+
+    /// Where [`table`](Self::table) has written the password.
+    pub fn password_file(&self) -> PathBuf {
         self.dir.path().join("password")
     }
 }

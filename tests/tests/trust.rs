@@ -56,6 +56,17 @@ fn an_agent_refuses_a_broker_of_another_ca() -> Result<()> {
     agent_refuses(&world, &mut device, "was issued by none of the CAs", |access| access.ca = ca)
 }
 
+/// Where OpenSSL, and rustls with the system's CAs, look for them.
+const SYSTEMS_CAS: &str = "SSL_CERT_FILE";
+
+#[test]
+fn an_agent_refuses_a_broker_whose_ca_only_the_system_trusts() -> Result<()> {
+    let (world, mut device) = world_with_device()?;
+    let (ca, systems) = (other_ca(&world)?.ca(), world.pki.ca());
+    device.launch_by(vec!["env".to_owned(), format!("{SYSTEMS_CAS}={}", systems.display())]);
+    agent_refuses(&world, &mut device, "was issued by none of the CAs", |access| access.ca = ca)
+}
+
 #[test]
 fn a_device_with_a_certificate_of_another_ca_or_an_expired_one_is_refused_by_the_broker() -> Result<()> {
     let (world, mut device) = world_with_device()?;
@@ -202,6 +213,23 @@ fn the_bridge_refuses_a_verifier_of_another_ca() -> Result<()> {
         |world| {
             let ca = other_ca(world)?.ca();
             world.bridge.reconfigure(|settings| settings.keylime_ca = ca)
+        },
+        |world| {
+            let ca = world.keylime.ca();
+            world.bridge.reconfigure(|settings| settings.keylime_ca = ca)
+        },
+    )
+}
+
+#[test]
+fn the_bridge_refuses_a_verifier_whose_ca_only_the_system_trusts() -> Result<()> {
+    bridge_refuses(
+        |world| {
+            let (ca, systems) = (other_ca(world)?.ca(), world.keylime.ca().display().to_string());
+            world.bridge.reconfigure(|settings| {
+                settings.keylime_ca = ca;
+                settings.environment.push((SYSTEMS_CAS.to_owned(), systems));
+            })
         },
         |world| {
             let ca = world.keylime.ca();

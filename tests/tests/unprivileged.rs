@@ -1,26 +1,26 @@
 //! Agent and bridge need no privilege, and what is secret shows nowhere.
 
 use anyhow::{Context, Result, ensure};
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD as BASE64;
-use keylime_mqtt_bridge::ticket::TicketKeys;
-use keylime_mqtt_schemas::messages::Question;
-use keylime_mqtt_schemas::wire::unpack_down;
 use keylime_mqtt_tests::binaries;
 use keylime_mqtt_tests::device::{Device, DeviceSettings};
 use keylime_mqtt_tests::operator::Policies;
+use keylime_mqtt_tests::secrets::{Secret, credential, kept, passed, session_token, text};
+use keylime_mqtt_tests::squid::Squid;
 use keylime_mqtt_tests::world::{World, WorldSettings};
 use nix::unistd::Uid;
+use std::ffi::OsString;
 use std::fs;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// `nobody`, whom every system has; root's tests run the programs as him.
 const NOBODY: &str = "65534";
-/// What the registrar and the TPM share of a device, out of the registrar's database.
-const QUERY: &str = "import sqlite3, sys; print(sqlite3.connect(sys.argv[1]).execute(\
-                     'select key from registrarmain where agent_id = ?', sys.argv[2:]).fetchone()[0])";
+/// Where the unit finds the kernel's logs: IMA's and the firmware's.
+const KERNEL_LOGS: [&str; 2] = [
+    "/sys/kernel/security/ima/ascii_runtime_measurements",
+    "/sys/kernel/security/tpm0/binary_bios_measurements",
+];
 
 #[test]
 fn without_any_privilege_both_attest_and_show_their_secrets_nowhere() -> Result<()> {
@@ -34,7 +34,16 @@ fn without_any_privilege_both_attest_and_show_their_secrets_nowhere() -> Result<
         DeviceSettings { launcher: agent.split_last().context("a program")?.1.to_vec(), ..settings };
     let mut device = world.device("plain", settings)?;
     world.bridge.launch_by(launcher(&world, "keylime-mqtt-bridge")?);
+    let squid = Squid::start(world.broker.port(), &world.scratch)?;
+    let proxy = squid.table()?;
+    world.bridge.reconfigure(|settings| settings.broker.more.clone_from(&proxy))?;
+    device.change_access(|access| access.more = proxy)?;
     give_away(world.scratch.path())?;
+    give_away(&squid.password_file())?;
+    if Uid::effective().is_root() {
+        show_logs_as_the_kernel_does(&device)?;
+        open_logs_as_the_unit_does(&device)?;
+    }
     world.bridge.start()?;
     device.start_agent()?;
     world.enrol(&device, &Policies::full())?;
@@ -45,21 +54,68 @@ fn without_any_privilege_both_attest_and_show_their_secrets_nowhere() -> Result<
         has_no_privilege(program).with_context(|| format!("the {name}"))?;
         leaves_no_core(program).with_context(|| format!("the {name}"))?;
     }
-    let secrets = secrets(&world, &device)?;
-    for (what, secret) in &secrets {
-        for (name, program) in programs {
-            for file in ["cmdline", "environ"] {
-                let shown = fs::read(format!("/proc/{program}/{file}"))?;
-                ensure!(!shows(&shown, secret), "the {what} is in the {file} of the {name}");
-            }
+    // Tickets are sealed, and the registrar's credential is one that only the TPM can open: they may pass the broker.
+    let passed = passed(&world, &device)?;
+    let token = Secret::new("session token", session_token(&world, &device, &passed)?);
+    let secrets: Vec<Secret> = kept(&world, &device)?
+        .into_iter()
+        .chain(credential(&world, &device)?)
+        .chain(squid.credentials())
+        .chain([token])
+        .collect();
+    let tickets: Vec<Secret> = passed.into_iter().filter(|secret| secret.what == "ticket").collect();
+    let mut found = Vec::new();
+    let mut search = |place: String, bytes: &[u8], secrets: Vec<&Secret>| {
+        let shown = text(bytes);
+        let in_it = secrets.into_iter().filter(|secret| secret.shows_in(&shown));
+        found.extend(in_it.map(|secret| format!("the {}: {place}", secret.what)));
+    };
+    for (name, program) in programs {
+        for file in ["cmdline", "environ"] {
+            let shown = fs::read(format!("/proc/{program}/{file}"))?;
+            search(format!("{file} of the {name}"), &shown, secrets.iter().chain(&tickets).collect());
         }
-        for seen in world.observer()?.seen() {
-            ensure!(!shows(&seen.payload, secret), "the {what} passed the broker on {}", seen.topic);
-        }
-        for file in files(world.scratch.path(), &world.keylime.state())? {
-            // tickets are sealed, and the registrar's is one that only the TPM can open
-            ensure!(!shows(&fs::read(&file)?, secret), "the {what} is in {}", file.display());
-        }
+    }
+    for seen in world.observer()?.seen() {
+        search(format!("a message on {}", seen.topic), &seen.payload, secrets.iter().collect());
+    }
+    for file in files(world.scratch.path(), &world.keylime.state())? {
+        let sealed = tickets.iter().filter(|_| file.starts_with(world.scratch.logs()));
+        let foreign = secrets.iter().filter(|secret| !secret.may_be_in(&file)).chain(sealed).collect();
+        search(file.display().to_string(), &fs::read(&file)?, foreign);
+    }
+    ensure!(found.is_empty(), "{found:#?}");
+    Ok(())
+}
+
+/// Root's alone, as below /sys/kernel/security.
+fn show_logs_as_the_kernel_does(device: &Device) -> Result<()> {
+    for log in device.kernel_logs() {
+        chown(&log, Some(0), Some(0))?;
+        fs::set_permissions(&log, fs::Permissions::from_mode(0o440))?;
+    }
+    Ok(())
+}
+
+/// Runs what the agent's unit has root run before the agent, on this device's logs and for the group that its agent has here.
+fn open_logs_as_the_unit_does(device: &Device) -> Result<()> {
+    let unit = Path::new(env!("CARGO_MANIFEST_DIR")).join("../agent/systemd/keylime-mqtt-agent.service");
+    let unit = fs::read_to_string(unit)?;
+    let group = unit.lines().find_map(|line| line.strip_prefix("Group=")).context("no group")?;
+    let [ima, uefi] = device.kernel_logs();
+    let here = |word: &str| match word {
+        _ if word == group => NOBODY.into(),
+        _ if word == KERNEL_LOGS[0] => ima.clone().into_os_string(),
+        _ if word == KERNEL_LOGS[1] => uefi.clone().into_os_string(),
+        _ => OsString::from(word),
+    };
+    // `-`: a device may lack a log; `+`: as root
+    let commands = unit.lines().filter_map(|line| line.strip_prefix("ExecStartPre=-+"));
+    for command in commands {
+        let words: Vec<OsString> = command.split_whitespace().map(here).collect();
+        let (program, arguments) = words.split_first().context("an empty command")?;
+        let status = Command::new(program).args(arguments).status()?;
+        ensure!(status.success(), "{command}: {status}");
     }
     Ok(())
 }
@@ -123,45 +179,6 @@ fn leaves_no_core(process: u32) -> Result<()> {
         "others of its user may read its memory"
     );
     Ok(())
-}
-
-/// The session token of the device, out of its ticket, and what the registrar and the TPM share.
-fn secrets(world: &World, device: &Device) -> Result<Vec<(&'static str, String)>> {
-    let keys = TicketKeys::open(&world.scratch.path().join("bridge/ticket.key"))?;
-    let verifier = format!("{}/", world.keylime.verifier_url());
-    let topic = format!("keylime/v1/{}/challenge", device.id());
-    let messages = world.observer()?.seen();
-    let ticket = messages.iter().filter(|seen| seen.topic == topic).find_map(|seen| {
-        match unpack_down(&seen.payload).ok()?.question {
-            Question::Challenge(challenge) => challenge.ticket,
-            _ => None,
-        }
-    });
-    let ticket = ticket.context("no ticket passed the broker")?;
-    let opened =
-        keys.open_ticket(device.id(), &verifier, ticket.as_slice()).context("a ticket of this bridge")?;
-    let database = world.keylime.state().join("reg_data.sqlite");
-    let output =
-        world.keylime.program("python").args(["-c", QUERY]).arg(database).arg(device.id()).output()?;
-    let credential = String::from_utf8(output.stdout)?.trim().to_owned();
-    ensure!(
-        credential.len() >= 32,
-        "no secret at the registrar: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    Ok(vec![("session token", opened.token.expose().to_owned()), ("credential's secret", credential)])
-}
-
-/// Whether bytes hold a secret, as it is, in hex, in base64, or as the bytes that a text in base64 stands for.
-fn shows(bytes: &[u8], secret: &str) -> bool {
-    let secret = secret.as_bytes();
-    let mut forms =
-        vec![secret.to_vec(), hex::encode(secret).into_bytes(), BASE64.encode(secret).into_bytes()];
-    if let Ok(decoded) = BASE64.decode(secret) {
-        forms.push(hex::encode(&decoded).into_bytes());
-        forms.push(decoded);
-    }
-    forms.iter().any(|form| bytes.windows(form.len()).any(|window| window == form.as_slice()))
 }
 
 /// All files below a directory but those of one other, which is Keylime's.
