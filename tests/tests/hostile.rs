@@ -134,12 +134,12 @@ fn longest_gap(world: &World, device: &Device) -> Result<Duration> {
     let observer = world.observer()?;
     let mark = observer.mark();
     let passes = eventually("some passes", &world.scratch.logs(), || {
-        let passed = |seen: &Seen| {
+        let judged_well = |seen: &Seen| {
             let result = seen.result().filter(|_| !seen.retained)?;
             let of_it = result.agent_id.as_str() == device.id() && result.verdict == Verdict::Pass;
             of_it.then_some((result.nonce_sha256, seen.at))
         };
-        let mut passes = observer.collect_from(mark, passed);
+        let mut passes = observer.collect_from(mark, judged_well);
         // a pass is published again while nothing new is known
         passes.dedup_by(|later, earlier| later.0 == earlier.0);
         Ok((passes.len() > GAPS).then_some(passes))
