@@ -2,6 +2,7 @@
 
 use crate::fixtures::{TestAk, ima_line};
 use crate::logs::{Gateway, Policies};
+use crate::scripted::Seen;
 use crate::world::{Device, PATIENCE, World, keylime};
 use keylime_mqtt_schemas::AgentId;
 use keylime_mqtt_schemas::fragment::{MAX_PAYLOAD, split};
@@ -122,11 +123,13 @@ async fn fragments_of_all_devices_never_have_more_than_the_bound() {
 
 #[tokio::test]
 async fn what_the_queue_to_the_broker_has_no_room_for_comes_later() {
-    let world = World::passing().await;
+    let count = AtomicU64::new(0);
+    let script = move |request: &Seen| keylime(request, &count);
+    let world = World::new(&["exchange.repeat_after_seconds=1"], script).await;
     let device = Device::new("gateway-1");
     let (questions, results) = (world.topics.challenge(&device.id), world.topics.result(&device.id));
     // the question for a proof; nobody but the bridge itself asks again
-    world.has_no_room(questions.clone(), 1);
+    world.has_no_room(questions.clone(), 2);
     let nonce = device.until_challenged(&world).await;
     assert_eq!(world.no_room_left(&questions), 0);
     world.refused("question", "the queue to the broker is full").await;

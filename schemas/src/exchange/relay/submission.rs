@@ -12,6 +12,8 @@ use super::{Notice, Relay, Time, doubled};
 
 /// A bridge that takes over looks after a device again at least so often.
 const YIELD_CAP: Duration = Duration::from_secs(300);
+/// No oftener than this, however short the interval: each look may cost both a session, of which Keylime allows a device 15 a minute.
+const LEAST_YIELD: Duration = Duration::from_secs(10);
 
 /// What is known of another bridge that serves the same device.
 #[derive(Debug, Default)]
@@ -173,7 +175,8 @@ impl Relay {
         self.baseline = None;
         self.good = None;
         self.gathered = None;
-        let wait = self.jitter.upper_half(doubled(self.interval(), self.another.times, YIELD_CAP));
+        let first = self.interval().max(LEAST_YIELD);
+        let wait = self.jitter.upper_half(doubled(first, self.another.times, YIELD_CAP));
         self.phase = Phase::Resting { due: now + wait.max(least) };
     }
 
