@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use keylime_mqtt_schemas::exchange::attester::{Attester, Input, Output, Report, Settings, Work};
 use keylime_mqtt_schemas::messages::{
-    Accepted, BootTag, Challenge, Down, LogKind, Need, Nonce, Outcome, PcrMask, Question, Ready, Up,
+    Accepted, BootTag, Challenge, Down, LogKind, Need, Nonce, Outcome, PcrMask, Question, Ready, State, Up,
 };
 
 use super::device::{Device, dense_log};
@@ -188,4 +188,17 @@ fn questions_for_parts_of_another_boot_or_of_no_log_are_answered_no_oftener_than
         }
     }
     assert!((30..=91).contains(&described), "{described} in a minute");
+}
+
+/// The bridge waits for a statement that this device cannot make any more, because somebody had it answer another question since.
+#[test]
+fn asked_to_state_evidence_that_it_does_not_keep_a_device_says_where_it_stands() {
+    let mut asked = Asked::new(Device::new("device-1", 1), Settings::default());
+    let first = asked.challenge(1);
+    asked.asked(Question::Challenge(first.clone()), AT(10));
+    asked.asked(Question::Challenge(asked.challenge(2)), AT(11));
+    let state = Question::State(State { tag: first.nonce.tag(), ima_from: None });
+    let (sent, worked, _) = asked.asked(state, AT(12));
+    assert!(matches!(sent[..], [Up::Ready(_) | Up::Unchanged(_)]), "{sent:?}");
+    assert!(matches!(worked[..], [Work::Describe]), "{worked:?}");
 }

@@ -7,9 +7,11 @@ use keylime_mqtt_schemas::compact::pack_ima;
 use keylime_mqtt_schemas::exchange::Time;
 use keylime_mqtt_schemas::exchange::attester::{Done as Worked, Work};
 use keylime_mqtt_schemas::exchange::relay::{
-    Command, Done, Offered, Output, Session, StatedAt, Status, Submitted,
+    Command, Done, Offered, Output, Requested, Session, StatedAt, Status, Submitted,
 };
-use keylime_mqtt_schemas::messages::{Blob, Later, LaterReason, Question, Ready, Unchanged, Up, Verdict};
+use keylime_mqtt_schemas::messages::{
+    Blob, Later, LaterReason, Question, Ready, ReadyTag, Unchanged, Up, Verdict,
+};
 
 use super::device::Device;
 use super::hand::{AT, Hand, STATED_AT, standing};
@@ -242,4 +244,36 @@ fn after_a_fail_of_before_the_standing_is_read_anew() {
     hand.read(Verdict::Fail, 3, now + AT(2));
     let (outputs, _) = next_of(&mut hand);
     assert!(matches!(outputs.last(), Some(Output::Command(Command::ReadStatus { .. }))), "{outputs:?}");
+}
+
+/// Its outcome may not have been seen, and then what the device had said when it passed last is of before.
+#[test]
+fn lines_that_the_verifier_was_given_are_told_of_whatever_is_said() {
+    let mut hand = passed();
+    hand.relay.handle_timeout(AT(112));
+    hand.outputs();
+    let mut offer = hand.offer(AT(112));
+    offer.requested.push(Requested::Ima { offset: 5 });
+    hand.done(Done::Offered(Offered::Opened(offer.clone())), AT(112));
+    hand.bound(&offer, Some(b"\n".repeat(25)), AT(113));
+    hand.done(Done::Submitted(Submitted::Accepted(INTERVAL)), AT(113));
+    // nobody's tag, so the outcome is not waited for, and the device asked without its word
+    hand.says(Up::Unchanged(Unchanged { ready: ReadyTag::from([7; 8]), ima_entries: None }), AT(113));
+    let (_, now) = next_of(&mut hand);
+    let outputs = hand.read(Verdict::Pass, 2, now);
+    let Some(Output::Command(Command::Offer { facts, .. })) = outputs.last() else { panic!("{outputs:?}") };
+    assert_eq!(facts.ima_entries, Some(30));
+    hand.done(Done::Offered(Offered::Early(INTERVAL)), now);
+    // another story of the same boot
+    for (sleep, ima_entries) in [(1, None), (2, Some(1))] {
+        let ready = hand.described();
+        hand.says(Up::Ready(Ready { sleep: Some(sleep), ima_entries, ..ready }), now);
+        hand.done(Done::StatementChecked(Some(STATED_AT)), now);
+        let outputs = hand.read(Verdict::Pass, 2, now);
+        let Some(Output::Command(Command::Offer { facts, .. })) = outputs.last() else {
+            panic!("{outputs:?}")
+        };
+        assert_eq!(facts.ima_entries, Some(30));
+        hand.done(Done::Offered(Offered::Early(INTERVAL)), now);
+    }
 }

@@ -128,7 +128,8 @@ impl Attester {
     fn asked_to_state(&mut self, state: State, via: Option<Via>, now: Time) {
         let Some(answered) = self.answered.as_ref().filter(|answered| answered.evidence.tag == state.tag)
         else {
-            self.report(Report::Ignored("a statement was asked for evidence that is not kept"));
+            // it was asked for other evidence since, by whomever: the bridge has to ask for its own again
+            self.introduce_for_this_boot(now);
             return;
         };
         let Ok(encoded) = codec::encode(&Up::Evidence(answered.evidence.clone())) else { return };

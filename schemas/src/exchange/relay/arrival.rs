@@ -51,10 +51,11 @@ impl Relay {
 
     /// A device speaks up. When the bridge has a question open, asks it again; else goes on from what is known.
     pub(super) fn ready(&mut self, facts: Facts, now: Time) {
-        // its length is not signed, and of one boot no log gets shorter than the verifier has seen it
-        let judged = self.good.as_ref().filter(|good| good.stated.boot == facts.stated.boot);
-        let ima_entries = facts.ima_entries.max(judged.and_then(|good| good.ima_entries));
-        let facts = Facts { ima_entries, ..facts };
+        // its length is not signed, and within a boot no log gets shorter than the verifier was given it
+        let of_this_boot =
+            self.checked_boot.as_ref().is_some_and(|checked| checked.stated().boot == facts.stated.boot);
+        let facts =
+            Facts { ima_entries: facts.ima_entries.max(self.given.filter(|_| of_this_boot)), ..facts };
         let same =
             self.facts.as_ref().is_some_and(|known| known.ak == facts.ak && known.stated == facts.stated);
         self.facts = Some(facts);

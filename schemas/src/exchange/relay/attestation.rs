@@ -78,13 +78,11 @@ impl Relay {
                 self.offered_at = Some(now);
                 self.notice(Notice::Invalid { what: "capabilities", detail });
                 // the length of the log is not signed: it may be another than the device said
-                match self.good.take() {
-                    Some(good) if self.facts.as_ref() != Some(&good) => {
-                        self.facts = Some(good.clone());
-                        self.good = Some(good);
-                        self.proceed(now);
-                    }
-                    _ => self.refuse(RefusedReason::Offer),
+                if self.good.is_some() && self.facts != self.good {
+                    self.facts = self.good.clone();
+                    self.proceed(now);
+                } else {
+                    self.refuse(RefusedReason::Offer);
                 }
             }
             Offered::Unavailable(unavailable) => {

@@ -98,6 +98,8 @@ pub struct Relay {
     /// The standing before, to tell the device while it is not read anew.
     stood: Option<Standing>,
     passed_ima: Option<ImaState>,
+    /// Lines of this boot's IMA log that the verifier was given, with a quote over them.
+    given: Option<u64>,
     /// Values of the last quote that was bound: what the device need not send.
     held: Option<PcrValues>,
     /// The nonce of the challenge sent last: another one is sent lean, the same again is not.
@@ -161,6 +163,7 @@ impl Relay {
             baseline: None,
             stood: None,
             passed_ima: None,
+            given: None,
             held: None,
             asked: None,
             form: Form::Brief,

@@ -135,8 +135,7 @@ impl Relay {
             self.fails = 0;
             self.hold = 0;
             self.overdue_reads = 0;
-            let entries = settling.ima.map(|ima| ima.entries);
-            let judged = |facts: Facts| Facts { ima_entries: entries.or(facts.ima_entries), ..facts };
+            let judged = |facts: Facts| Facts { ima_entries: self.given.or(facts.ima_entries), ..facts };
             self.good = self.facts.clone().map(judged);
             self.good_until = now + self.interval() * GOOD_INTERVALS;
             self.passed_ima = settling.ima;

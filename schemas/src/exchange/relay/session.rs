@@ -173,6 +173,7 @@ impl Relay {
                 self.gathered = None;
                 self.baseline = None;
                 self.good = None;
+                self.given = None;
             }
             self.checked_boot = Some(CheckedBoot::of(facts, at));
             return self.proceed(now);

@@ -187,9 +187,12 @@ impl Relay {
         self.fresh_token = false;
         self.offered_at = None;
         self.another.is_not_here();
-        if let (Some(facts), Some(from)) = (&mut self.facts, unsubmitted.offer.ima_offset()) {
-            let known = from + lines(unsubmitted.restored.lines());
-            facts.ima_entries = facts.ima_entries.max(Some(known));
+        if let Some(from) = unsubmitted.offer.ima_offset() {
+            self.given = self.given.max(Some(from + lines(unsubmitted.restored.lines())));
+        }
+        // also where the outcome will not be seen
+        for facts in [&mut self.facts, &mut self.good].into_iter().flatten() {
+            facts.ima_entries = facts.ima_entries.max(self.given);
         }
         self.settle(unsubmitted, now);
     }
