@@ -209,6 +209,12 @@ mod tests {
         budget == Budget::Granted
     }
 
+    /// Most of these times, in milliseconds, that any minute has
+    fn in_the_busiest_minute(times: &[u64]) -> usize {
+        let within = |from: &u64| times.iter().filter(|at| (*from..from + 60_000).contains(at)).count();
+        times.iter().map(within).max().unwrap_or_default()
+    }
+
     #[test]
     fn no_minute_ever_sees_more_sessions_than_the_verifier_allows() {
         let start = Instant::now();
@@ -221,11 +227,7 @@ mod tests {
                 times.push(millis);
             }
         }
-        let worst = times
-            .iter()
-            .map(|from| times.iter().filter(|t| (*from..from + 60_000).contains(t)).count())
-            .max();
-        assert!(worst.unwrap() <= LIMIT as usize, "{worst:?}");
+        assert!(in_the_busiest_minute(&times) <= LIMIT as usize);
         assert!(times.len() >= 5 * 38, "and the budget is used: {}", times.len());
     }
 
@@ -245,11 +247,7 @@ mod tests {
                 times.push(millis);
             }
         }
-        let worst = times
-            .iter()
-            .map(|from| times.iter().filter(|t| (*from..from + 60_000).contains(t)).count())
-            .max();
-        assert!(worst.unwrap() <= LIMIT as usize, "{worst:?}");
+        assert!(in_the_busiest_minute(&times) <= LIMIT as usize);
         assert!(times.len() >= 5 * 38, "and the budget is used: {}", times.len());
     }
 
@@ -285,13 +283,11 @@ mod tests {
             let now = start + Duration::from_secs(second);
             for bridge in &mut bridges {
                 if granted(bridge.request("a", Standing::Healthy, now)) {
-                    times.push(second);
+                    times.push(second * 1000);
                 }
             }
         }
-        let worst =
-            times.iter().map(|from| times.iter().filter(|at| (*from..from + 60).contains(at)).count()).max();
-        assert!(worst.unwrap() <= 15, "{worst:?}");
+        assert!(in_the_busiest_minute(&times) <= 15);
     }
 
     #[test]
