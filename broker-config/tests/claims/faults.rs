@@ -82,6 +82,27 @@ async fn what_is_no_proxy_is_said_not_to_be_one() {
 }
 
 #[tokio::test]
+async fn of_an_answer_without_an_end_no_more_is_read_than_a_header_has() {
+    let pki = Pki::new();
+    let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            tokio::spawn(async move {
+                let mut line = b"HTTP/1.1 200 Connection established\r\n".to_vec();
+                // until the client has enough of it
+                while stream.write_all(&line).await.is_ok() {
+                    line = b"X-More: to come\r\n".repeat(100);
+                }
+            });
+        }
+    });
+    let table = format!("[proxy]\nurl = 'http://127.0.0.1:{port}'");
+    says(&reason(&pki, 8883, &table).await, &["like an HTTP proxy", "broker.proxy.url"]);
+}
+
+#[tokio::test]
 async fn tls_of_another_ca_behind_a_proxy_is_refused_as_an_interception_would_be() {
     let (pki, other) = (Pki::new(), Pki::named("proxy that inspects"));
     let broker = Mosquitto::open(&other);
