@@ -289,6 +289,33 @@ async fn a_single_run_whose_tpm_hangs_says_so_at_its_deadline() {
     swtpm.resume();
 }
 
+/// A broker may send tickets as often as it is answered, and while the TPM hangs none is written.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_there_is_to_do_while_the_tpm_hangs_is_bounded_and_the_device_goes_on_afterwards() {
+    let (site, swtpm) = (Site::new(), Swtpm::new());
+    site.configure(&swtpm.tcti(), "");
+    let mut bridge = site.bridge().await;
+    let agent = site.agent(&["run"]);
+    let ready = enrol(&site, &mut bridge).await;
+    swtpm.hang();
+    let last = 41;
+    for nonce in 2..=last {
+        let ticket = Some(vec![nonce; 64].try_into().unwrap());
+        bridge.say(Question::Challenge(Challenge { ticket, ..challenge(&ready, nonce) }));
+    }
+    while !agent.said("not kept; it is only an optimization") {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    swtpm.resume();
+    loop {
+        if let Up::Evidence(evidence) = bridge.hear().await
+            && evidence.tag == Nonce::from([last; 16]).tag()
+        {
+            break;
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_agent_started_before_its_tpm_waits_for_it() {
     let (site, mut swtpm) = (Site::new(), Swtpm::new());
