@@ -66,39 +66,33 @@ async fn a_broker_that_the_proxy_cannot_reach_is_not_taken_for_a_missing_proxy()
     says(&reason(&pki, closed, unknown).await, &["no address for the proxy", "broker.proxy.url"]);
 }
 
-#[tokio::test]
-async fn what_is_no_proxy_is_said_not_to_be_one() {
-    let pki = Pki::new();
-    let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
-    let port = listener.local_addr().unwrap().port();
-    tokio::spawn(async move {
-        loop {
-            let (mut stream, _) = listener.accept().await.unwrap();
-            stream.write_all(b"220 mail.test ESMTP\r\n\r\n").await.unwrap();
-        }
-    });
-    let table = format!("[proxy]\nurl = 'http://127.0.0.1:{port}'");
-    says(&reason(&pki, 8883, &table).await, &["like an HTTP proxy", "broker.proxy.url"]);
-}
-
-#[tokio::test]
-async fn of_an_answer_without_an_end_no_more_is_read_than_a_header_has() {
-    let pki = Pki::new();
+/// The `[proxy]` table of something that says this to whoever connects, and `more` until the client has enough of it.
+async fn no_proxy(first: &'static [u8], more: &'static [u8]) -> String {
     let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
     let port = listener.local_addr().unwrap().port();
     tokio::spawn(async move {
         loop {
             let (mut stream, _) = listener.accept().await.unwrap();
             tokio::spawn(async move {
-                let mut line = b"HTTP/1.1 200 Connection established\r\n".to_vec();
-                // until the client has enough of it
-                while stream.write_all(&line).await.is_ok() {
-                    line = b"X-More: to come\r\n".repeat(100);
-                }
+                stream.write_all(first).await.unwrap();
+                while !more.is_empty() && stream.write_all(more).await.is_ok() {}
             });
         }
     });
-    let table = format!("[proxy]\nurl = 'http://127.0.0.1:{port}'");
+    format!("[proxy]\nurl = 'http://127.0.0.1:{port}'")
+}
+
+#[tokio::test]
+async fn what_is_no_proxy_is_said_not_to_be_one() {
+    let pki = Pki::new();
+    let table = no_proxy(b"220 mail.test ESMTP\r\n\r\n", b"").await;
+    says(&reason(&pki, 8883, &table).await, &["like an HTTP proxy", "broker.proxy.url"]);
+}
+
+#[tokio::test]
+async fn of_an_answer_without_an_end_no_more_is_read_than_a_header_has() {
+    let pki = Pki::new();
+    let table = no_proxy(b"HTTP/1.1 200 Connection established\r\n", b"X-More: to come\r\n").await;
     says(&reason(&pki, 8883, &table).await, &["like an HTTP proxy", "broker.proxy.url"]);
 }
 
